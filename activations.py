@@ -1,0 +1,85 @@
+"""What each layer of a trained network sees (part E).
+
+    python activations.py --model CNN --checkpoint weights/cnn_k3_f32.pkl          # three pictures
+    python activations.py 0 5 17 --model UNet --checkpoint weights/unet_k3_f32.pkl
+
+Writes, for each validation picture I, into outputs/act_<model>_<I>/: the input, the maps of the
+five stages and the output, each in a file of its own, and overview_I.png with all of them.
+"""
+
+import math
+
+import torch
+
+from colourization import (MODELS, STAGES, choose_colours, choose_device, data_name, draw_pictures,
+                           load_model, make_parser, mosaic, most_likely, number, process, run, say,
+                           shipped)
+from load_data import InputError, load_cifar10
+
+
+def record_activations(model, grey):
+    """Run grey pictures [N, 1, H, W] through a network and listen to its stages.
+
+    Returns:
+        The output [N, K, H, W], and the maps [N, C, h, w] of each of STAGES by name.
+    """
+    maps = {}
+    hooks = [getattr(model, stage).register_forward_hook(
+                 lambda _module, _inputs, output, stage=stage: maps.update({stage: output}))
+             for stage in STAGES]
+    try:
+        with torch.no_grad():
+            return model(grey), maps
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def tile_maps(maps):
+    """Maps [C, h, w] in a near-square mosaic, each from black (0) to white (its own maximum)."""
+    brightest = maps.amax(dim=(1, 2), keepdim=True).clamp(min=1e-12)
+    return mosaic((maps / brightest)[:, None].numpy(), math.ceil(math.sqrt(len(maps))))
+
+
+def main():
+    parser = make_parser('Draw what each layer of a trained network sees in validation pictures.')
+    parser.add_argument('index', type=number(int, 0), nargs='*', default=[0, 1, 2],
+                        help='numbers of validation pictures (default: 0 1 2)')
+    parser.add_argument('-m', '--model', choices=MODELS, default='CNN', help='default: %(default)s')
+    parser.add_argument('-c', '--colours', metavar='FILE', help='default: as many as the checkpoint has')
+    args = parser.parse_args()
+    if not args.checkpoint:
+        parser.error('name a trained network with --checkpoint FILE')
+    args.checkpoint = shipped(args.checkpoint)
+    model = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
+    colours = choose_colours(args, len(model.finalconv.bias))
+
+    _, valid_pictures = load_cifar10(args.data)
+    rgb, grey = process(*valid_pictures)
+    for index in args.index:
+        if index >= len(rgb):
+            raise InputError(f'there is no picture {index}: the last one is {len(rgb) - 1}')
+    scores, maps = record_activations(model, torch.from_numpy(grey[args.index]))
+    predictions = most_likely(scores, colours)
+
+    for i, index in enumerate(args.index):
+        stages = [(f'{stage}: {len(m)} maps of {m.shape[1]}x{m.shape[2]}', tile_maps(m))
+                  for stage, m in ((stage, maps[stage][i]) for stage in STAGES)]
+        source = f'picture {index}, {data_name(args)}'
+        grey_panel, truth, output = (
+            (label, pictures[i].transpose(1, 2, 0)) for label, pictures in
+            (('input: grey', grey[args.index]), ('input in colour: the truth', rgb[args.index]),
+             ('output: the likeliest colours', predictions)))
+
+        folder = args.outdir / f'act_{args.model}_{index}'
+        files = {'input': grey_panel, 'input_rgb': truth, 'output': output,
+                 **{f'out{number}': panel for number, panel in enumerate(stages)}}
+        for name, panel in files.items():
+            draw_pictures([panel], folder / f'filter_{name}_{index}.png', f'{args.model}, {source}')
+        draw_pictures([grey_panel, *stages, output, truth], folder / f'overview_{index}.png',
+                      f'{args.model} from grey to colour: {source}', columns=4)
+        say(args, f'Wrote {folder}')
+
+
+if __name__ == '__main__':
+    run(main)

