@@ -10,6 +10,7 @@ five stages and the output, each in a file of its own, and overview_I.png with a
 import math
 
 import torch
+from tqdm import tqdm
 
 from colourization import (MODELS, STAGES, choose_colours, choose_device, data_name, draw_pictures,
                            load_model, make_parser, mosaic, most_likely, number, process, run, say,
@@ -54,15 +55,16 @@ def main():
     model = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
     colours = choose_colours(args, len(model.finalconv.bias))
 
-    _, valid_pictures = load_cifar10(args.data)
-    rgb, grey = process(*valid_pictures)
+    rgb, grey = process(*load_cifar10(args.data)[1])
     for index in args.index:
         if index >= len(rgb):
             raise InputError(f'there is no picture {index}: the last one is {len(rgb) - 1}')
     scores, maps = record_activations(model, torch.from_numpy(grey[args.index]))
     predictions = most_likely(scores, colours)
 
-    for i, index in enumerate(args.index):
+    folders = [args.outdir / f'act_{args.model}_{index}' for index in args.index]
+    for i, (index, folder) in enumerate(tqdm(list(zip(args.index, folders)), 'drawing', leave=False,
+                                             disable=None)):
         stages = [(f'{stage}: {len(m)} maps of {m.shape[1]}x{m.shape[2]}', tile_maps(m))
                   for stage, m in ((stage, maps[stage][i]) for stage in STAGES)]
         source = f'picture {index}, {data_name(args)}'
@@ -71,13 +73,14 @@ def main():
             (('input: grey', grey[args.index]), ('input in colour: the truth', rgb[args.index]),
              ('output: the likeliest colours', predictions)))
 
-        folder = args.outdir / f'act_{args.model}_{index}'
         files = {'input': grey_panel, 'input_rgb': truth, 'output': output,
                  **{f'out{number}': panel for number, panel in enumerate(stages)}}
         for name, panel in files.items():
-            draw_pictures([panel], folder / f'filter_{name}_{index}.png', f'{args.model}, {source}')
+            draw_pictures([panel], folder / f'filter_{name}_{index}.png', f'{args.model}, {source}',
+                          width=5)
         draw_pictures([grey_panel, *stages, output, truth], folder / f'overview_{index}.png',
                       f'{args.model} from grey to colour: {source}', columns=4)
+    for folder in folders:
         say(args, f'Wrote {folder}')
 
 

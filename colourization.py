@@ -137,12 +137,12 @@ def load_colours(path):
             read_header = {(1, 0): np.lib.format.read_array_header_1_0,
                            (2, 0): np.lib.format.read_array_header_2_0}[version]
             if read_header(file)[2].hasobject:
-                colours = safe_unpickle(file, path).value[0].value
+                colours = safe_unpickle(file).value[0].value
             else:
                 file.seek(0)
                 colours = np.load(file, allow_pickle=False)
         except (ValueError, KeyError, AttributeError, TypeError, IndexError) as e:
-            raise InputError(f'{path}: not a file of colours ({one_line(e)})') from e
+            raise InputError(f'{path}: not a file of colours ({one_line(e)}); --kmeans makes one') from e
     shape = getattr(colours, 'shape', ())
     if len(shape) != 2 or shape[1] != 3 or shape[0] < 2 or colours.dtype.kind != 'f':
         raise InputError(f'{path}: not a [K, 3] array of at least two colours')
@@ -197,7 +197,7 @@ def mosaic(pictures, columns):
     return tiles.transpose(0, 3, 1, 4, 2).reshape(rows * (height + 1), -1, channels)[:-1, :-1]
 
 
-def draw_pictures(panels, path, title=None, columns=1):
+def draw_pictures(panels, path, title, columns=1, width=10):
     """Draw labelled pictures into a PNG file; every picture of this project is drawn here.
 
     Args:
@@ -205,13 +205,13 @@ def draw_pictures(panels, path, title=None, columns=1):
         path: the PNG file.
         title: a line above all.
         columns: number of panels side by side.
+        width: of the figure in inches.
     """
     from matplotlib.figure import Figure
 
     rows = [panels[i:i + columns] for i in range(0, len(panels), columns)]
-    width = 10 / columns  # inches
-    heights = [max(width * p.shape[0] / p.shape[1] for _, p in row) + 0.3 for row in rows]
-    figure = Figure(figsize=(10, sum(heights) + 0.5), layout='constrained')
+    heights = [max(width / columns * p.shape[0] / p.shape[1] for _, p in row) + 0.3 for row in rows]
+    figure = Figure(figsize=(width, sum(heights) + 0.3), layout='constrained')
     grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
     for i, row in enumerate(rows):
         for j, (label, picture) in enumerate(row):
@@ -219,15 +219,15 @@ def draw_pictures(panels, path, title=None, columns=1):
             axes.imshow(picture, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
             axes.set_title(label, fontsize=9)
             axes.axis('off')
-    if title:
-        figure.suptitle(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)
     with whole_file(path) as file:
         figure.savefig(file, dpi=150)
 
 
 def draw_rows(rows, path, title):
     """Draw the first pictures of each (label, pictures [N, C, H, W]) in a row of their own."""
-    panels = [(label, mosaic(np.clip(pictures[:SHOWN], 0, 1), SHOWN)) for label, pictures in rows]
+    panels = [(label, mosaic(np.clip(np.asarray(pictures[:SHOWN]), 0, 1), SHOWN))
+              for label, pictures in rows]
     draw_pictures(panels, path, title)
 
 
@@ -382,15 +382,15 @@ def read_checkpoint(path):
 
     2018's files know neither the counters, which nothing here uses, nor the name.
     """
-    try:
-        state = torch.load(path, map_location='cpu', weights_only=True)
-    except OSError:
-        raise
-    except Exception as e:  # a broken or hostile file can raise nearly anything
-        raise InputError(f'{path}: not a checkpoint ({one_line(e)[:100]})') from e
+    with open(path, 'rb') as file:
+        try:
+            state = torch.load(file, map_location='cpu', weights_only=True)
+        except Exception as e:  # a broken or hostile file can raise nearly anything
+            raise InputError(f'{path}: not a checkpoint that training saved ({one_line(e)[:100]})') from e
+    ends = ('downconv1.0.weight', 'finalconv.weight')
     if not (isinstance(state, dict) and all(isinstance(t, torch.Tensor) for t in state.values())
-            and {'downconv1.0.weight', 'finalconv.weight'} <= state.keys()
-            and state['downconv1.0.weight'].ndim == state['finalconv.weight'].ndim == 4):
+            and all(end in state and state[end].ndim == 4 and state[end].numel()
+                    and state[end].shape[-1] % 2 for end in ends)):
         raise InputError(f'{path}: not the weights of a network of this assignment')
     weights = {name: t for name, t in state.items() if not name.endswith('num_batches_tracked')}
     if not all(t.isfinite().all() for t in weights.values()):
@@ -549,8 +549,9 @@ def train(model, objective, train_set, valid_set, args, draw):
             if args.plot:
                 draw(valid, f'_epoch{epoch:02d}')
     except KeyboardInterrupt:
-        save_checkpoint(model, args.checkpoint)
-        print(f'interrupted: the weights so far are in {args.checkpoint}', file=sys.stderr)
+        if weights.step:
+            save_checkpoint(model, args.checkpoint)
+            print(f'interrupted: the weights so far are in {args.checkpoint}', file=sys.stderr)
         raise
     finally:
         if history:
@@ -624,7 +625,7 @@ def number(kind, low, high=math.inf, odd=False):
         value = kind(text)
         if not low <= value <= high or odd and value % 2 == 0:
             raise argparse.ArgumentTypeError(
-                f'{text} is not {"an odd number" if odd else "a number"} of {low} to {high}')
+                f'{text} is not {"an odd number" if odd else "a number"} from {low} to {high}')
         return value
     parse.__name__ = 'number'  # argparse says "invalid number value"
     return parse
@@ -653,7 +654,7 @@ def add_training_flags(parser):
                         help='passes over the training pictures (default: %(default)s)')
     parser.add_argument('-l', '--learn_rate', type=number(float, 1e-12, 10), default=0.001,
                         metavar='R', help='step size of Adam (default: %(default)s)')
-    parser.add_argument('-s', '--seed', type=number(int, 0, 2**32 - 1), default=0, metavar='S',
+    parser.add_argument('-s', '--seed', type=number(int, 0, 2**31), default=0, metavar='S',
                         help='the same seed gives the same numbers (default: %(default)s)')
     parser.add_argument('--gpu', action='store_true', help='use the GPU, if there is one')
     parser.add_argument('--plot', action='store_true', help='draw pictures after every epoch too')
@@ -743,10 +744,12 @@ def run_network(args, model, objective, target_of, picture_of, file_name):
     def grey_and_target(rgb, grey):
         return [torch.from_numpy(array).to(device) for array in (grey, target_of(rgb))]
 
-    train_pictures, valid_pictures = load_cifar10(args.data)
-    rgb, grey = process(*valid_pictures)
+    pictures = load_cifar10(args.data)
+    train_set = None if args.valid else grey_and_target(*process(*pictures[0]))
+    rgb, grey = process(*pictures[1])
     valid_set = grey_and_target(rgb, grey)
     rgb, grey = rgb[:SHOWN], valid_set[0][:SHOWN]
+    del pictures  # all ten classes, which are large
 
     def draw(metrics, suffix=''):
         model.eval()
@@ -757,8 +760,6 @@ def run_network(args, model, objective, target_of, picture_of, file_name):
                   f'{args.name}, {data_name(args)}: {summary(metrics)}')
 
     if not args.valid:
-        train_set = grey_and_target(*process(*train_pictures))
-        del train_pictures, valid_pictures
         train(model, objective, train_set, valid_set, args, draw)
     metrics = run_validation_step(model, objective, *valid_set)
     draw(metrics)

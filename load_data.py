@@ -89,7 +89,10 @@ def load_cifar10(where=None):
         else:
             start = TRAIN_BATCHES.index(name) * PICTURES_A_BATCH
             x, y = (a[start:start + PICTURES_A_BATCH] for a in (x_train, y_train))
-        x[:], y[:] = read_batch(file, f'{where}: {name}')
+        try:
+            x[:], y[:] = read_batch(file)
+        except InputError as e:
+            raise InputError(f'{where}: {name} {e}; get the data set again') from e
     if missing:
         raise InputError(f'{where}: {", ".join(sorted(missing))} is missing; '
                          'get the data set again')
@@ -112,7 +115,7 @@ def read_archive(path):
                 folder, _, name = member.name.removeprefix('./').partition('/')
                 if folder == FOLDER and name in BATCHES and member.isreg():
                     if member.size > LARGEST_BATCH:
-                        raise InputError(f'{path}: {name} is too large for a batch of CIFAR-10')
+                        raise InputError(f'{path}: {name} is too large; get the data set again')
                     yield name, archive.extractfile(member)
     except (tarfile.TarError, EOFError, zlib.error, OSError) as e:
         raise InputError(f'{path}: cannot be read ({one_line(e)}); get the data set again') from e
@@ -180,15 +183,15 @@ class ArrayUnpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f'it asks for {module}.{name}, which no data needs')
 
 
-def safe_unpickle(file, name):
+def safe_unpickle(file):
     """Unpickle arrays, lists, dicts and numbers from a file; text of Python 2 becomes bytes.
 
-    Arrays come as PickledArray. Raises InputError, which calls the file `name`.
+    Arrays come as PickledArray. Raises InputError if there is anything else.
     """
     try:
         return ArrayUnpickler(file, encoding='bytes').load()
     except Exception as e:  # a broken pickle can raise nearly anything
-        raise InputError(f'{name}: cannot be read ({one_line(e)})') from e
+        raise InputError(f'cannot be read ({one_line(e)})') from e
 
 
 def one_line(error):
@@ -199,19 +202,19 @@ def as_text(value):
     return value.decode('latin1') if isinstance(value, bytes) else str(value)
 
 
-def read_batch(file, name):
+def read_batch(file):
     """Read one batch: pictures uint8 [10000, 3, 32, 32] and labels uint8 [10000, 1]."""
-    batch = safe_unpickle(file, name)
+    batch = safe_unpickle(file)
     if not isinstance(batch, dict):
-        raise InputError(f'{name}: not a batch of CIFAR-10')
+        raise InputError('is not a batch of CIFAR-10')
     batch = {as_text(key): value for key, value in batch.items()}
     data, labels = batch.get('data'), batch.get('labels')
     x = data.value if isinstance(data, PickledArray) else None
     if getattr(x, 'shape', None) != (PICTURES_A_BATCH, PIXELS) or x.dtype != np.uint8:
-        raise InputError(f'{name}: `data` is not uint8 [{PICTURES_A_BATCH}, {PIXELS}]')
+        raise InputError(f'has no uint8 `data` [{PICTURES_A_BATCH}, {PIXELS}]')
     if not (isinstance(labels, list) and len(labels) == PICTURES_A_BATCH
             and all(type(label) is int and 0 <= label < CLASSES for label in labels)):
-        raise InputError(f'{name}: `labels` is not {PICTURES_A_BATCH} integers of 0 to {CLASSES - 1}')
+        raise InputError(f'has no {PICTURES_A_BATCH} `labels` of 0 to {CLASSES - 1}')
     return x.reshape(-1, 3, 32, 32), np.array(labels, np.uint8)[:, None]
 
 

@@ -87,7 +87,7 @@ def test_python_3_pickles_are_read_too(pictures):
     x, labels = pictures['test_batch']
     for protocol in (2, 3, 4):
         file = io.BytesIO(pickle.dumps({b'data': x, b'labels': labels.tolist()}, protocol))
-        ours, _ = read_batch(file, 'batch')
+        ours, _ = read_batch(file)
         assert np.array_equal(ours.reshape(x.shape), x)
 
 
@@ -95,7 +95,7 @@ def test_arrays_of_any_byte_order_and_layout_are_unpickled():
     for array in (np.arange(6, dtype='>f8').reshape(2, 3), np.asfortranarray(np.eye(3, 4, dtype='<f4')),
                   np.arange(5, dtype=np.int64)[::2], np.array(7, np.int16)):
         for protocol in (2, 3, 4):
-            ours = safe_unpickle(io.BytesIO(pickle.dumps(array, protocol)), 'array').value
+            ours = safe_unpickle(io.BytesIO(pickle.dumps(array, protocol))).value
             assert np.array_equal(ours, array)
 
 
@@ -113,12 +113,12 @@ def test_no_pickle_runs_code(tmp_path):
     victim = tmp_path / 'victim'
     for function, *arguments in [
             (open, str(victim), 'w'), (exec, f'open({str(victim)!r}, "w")'),
-            (getattr, np, 'save'), (np.save, str(victim), 1), (np.fromfile, str(victim)),
+            (getattr, 1, 'real'), (np.save, str(victim), 1), (np.fromfile, str(victim)),
             (np.memmap, str(victim), 'u1', 'w+', 0, 3)]:
         for protocol in (0, 2, 4):
             data = pickle.dumps({b'data': Runs(function, *arguments)}, protocol)
             with pytest.raises(InputError, match='which no data needs'):
-                safe_unpickle(io.BytesIO(data), 'hostile')
+                safe_unpickle(io.BytesIO(data))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -141,14 +141,14 @@ def wrong_batches():
 @pytest.mark.parametrize('batch', [pytest.param(b, id=name) for name, b in wrong_batches()])
 def test_wrong_batch_is_refused(batch):
     with pytest.raises(InputError):
-        read_batch(io.BytesIO(pickle.dumps(batch, 2)), 'batch')
+        read_batch(io.BytesIO(pickle.dumps(batch, 2)))
 
 
 @pytest.mark.parametrize('size', [0, 1, 100, 20_000_000])
 def test_cut_off_batch_is_refused(folder, size):
     data = (folder / 'test_batch').read_bytes()[:size]
     with pytest.raises(InputError):
-        read_batch(io.BytesIO(data), 'batch')
+        read_batch(io.BytesIO(data))
 
 
 def test_broken_archives_are_refused(archive, folder, tmp_path):
@@ -156,7 +156,7 @@ def test_broken_archives_are_refused(archive, folder, tmp_path):
     path = tmp_path / 'cifar-10-python.tar.gz'
     for content in (b'', b'<html>404</html>', whole[:len(whole) // 2], whole[:1000] + whole[2000:]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match=r'cifar-10-python\.tar\.gz'):
+        with pytest.raises(InputError, match='get the data set again'):
             load_cifar10(tmp_path)
 
 

@@ -1,0 +1,455 @@
+"""Colours, pictures, checkpoints and training, against closed forms and brute force."""
+
+import io
+import pickle
+import struct
+from argparse import Namespace
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import colourization
+from colour_regression import RegressionCNN
+from colourization import (CNN, DUNet, UNet, AverageOfWeights, batches, classification, draw_pictures,
+                           get_cat_rgb, get_rgb_cat, kmeans_colours, load_colours, load_model, mosaic,
+                           nearest_colours, process, psnr, run_validation_step, save_checkpoint,
+                           train_epoch, whole_file)
+from load_data import InputError, load_cifar10
+from test_data import Runs, python2_string
+
+ROOT = colourization.HERE
+
+
+# ---------------------------------------------------------------------------
+# Colours
+# ---------------------------------------------------------------------------
+
+def test_kmeans_finds_the_means_of_well_separated_groups():
+    rng = np.random.default_rng(0)
+    centres = np.array([[.1, .1, .1], [.1, .8, .2], [.9, .1, .3], [.9, .9, .9]])
+    group = rng.integers(4, size=(6, 32, 32))
+    pixels = centres[group] + rng.uniform(-0.05, 0.05, (6, 32, 32, 3))
+    pixels[0, :8] = pixels[0, 0, 0]  # one colour that counts 256 times
+    group[0, :8] = group[0, 0, 0]
+    closed_form = np.stack([pixels[group == i].mean(axis=0) for i in range(4)])
+    ours = kmeans_colours(np.moveaxis(pixels, -1, 1), 4)
+    assert ours.shape == (4, 3) and ours.dtype == np.float32
+    assert ours == pytest.approx(closed_form[closed_form.sum(axis=1).argsort()], abs=1e-6)
+
+
+def test_kmeans_refuses_more_colours_than_there_are():
+    with pytest.raises(InputError, match='fewer than 3'):
+        kmeans_colours(np.zeros((1, 3, 4, 4), np.float32), 3)
+
+
+def test_nearest_colour_equals_brute_force():
+    rng = np.random.default_rng(1)
+    xs = rng.random((3, 3, 8, 9), dtype=np.float32)
+    colours = rng.random((24, 3), dtype=np.float32)
+    cats = get_rgb_cat(xs, colours)
+    assert cats.shape == (3, 1, 8, 9) and cats.dtype == np.int64
+    for n, row, column in np.ndindex(3, 8, 9):
+        distances = [sum((float(xs[n, c, row, column]) - float(colour[c]))**2 for c in range(3))
+                     for colour in colours]
+        assert cats[n, 0, row, column] == np.argmin(distances)
+        assert nearest_colours(xs, colours)[1][n, row, column]**2 == pytest.approx(min(distances))
+
+
+def test_cat_rgb_is_the_way_back():
+    colours = np.random.default_rng(2).random((16, 3), dtype=np.float32)
+    cats = np.random.default_rng(3).integers(16, size=(2, 1, 4, 5))
+    rgb = get_cat_rgb(cats, colours)
+    assert rgb.shape == (2, 3, 4, 5)
+    assert np.array_equal(rgb[1, :, 2, 3], colours[cats[1, 0, 2, 3]])
+    assert np.array_equal(get_rgb_cat(rgb, colours), cats)
+
+
+def course_colour_file(colours):
+    """An .npy file as numpy of Python 2 wrote the pair (centres, distortion)."""
+    def dtype(code, order, flags):
+        return (b'cnumpy\ndtype\n' + python2_string(code) + b'K\x00K\x01\x87R(K\x03'
+                + python2_string(order) + b'NNN' + b'J\xff\xff\xff\xff' * 2 + flags + b'tb')
+
+    new = b'cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85' \
+        + python2_string(b'b') + b'\x87R'
+    centres = (new + b'(K\x01K' + bytes([len(colours)]) + b'K\x03\x86' + dtype(b'f4', b'<', b'K\x00')
+               + b'\x89' + python2_string(colours.astype('<f4').tobytes()) + b'tb')
+    distortion = (b'cnumpy.core.multiarray\nscalar\n' + dtype(b'f8', b'<', b'K\x00')
+                  + python2_string(struct.pack('<d', 0.07)) + b'\x86R')
+    pair = (b'\x80\x02' + new + b'(K\x01K\x02\x85' + dtype(b'O8', b'|', b'K\x3f')
+            + b'\x89](' + centres + distortion + b'etb.')
+    header = b"{'descr': '|O', 'fortran_order': False, 'shape': (2,), }"
+    header += b' ' * (-(len(header) + 11) % 16) + b'\n'
+    return b'\x93NUMPY\x01\x00' + struct.pack('<H', len(header)) + header + pair
+
+
+def test_colours_of_the_course_are_read(tmp_path):
+    colours = np.random.default_rng(4).random((24, 3), dtype=np.float32)
+    old = tmp_path / 'python2.npy'
+    old.write_bytes(course_colour_file(colours))
+    # The fixture itself is what numpy takes for such a file.
+    theirs = np.load(old, allow_pickle=True, encoding='latin1')
+    assert theirs.shape == (2,) and theirs[1] == 0.07 and np.array_equal(theirs[0], colours)
+    assert np.array_equal(load_colours(old), colours)
+
+    new = tmp_path / 'today.npy'
+    np.save(new, np.array([colours.astype(np.float64), 0.07], dtype=object), allow_pickle=True)
+    assert np.array_equal(load_colours(new), colours)
+    assert load_colours(new).dtype == np.float32
+
+
+def object_file(value):
+    """An .npy file whose pickle is that of `value`."""
+    file = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        file, {'descr': '|O', 'fortran_order': False, 'shape': (2,)})
+    return file.getvalue() + pickle.dumps(value, 2)
+
+
+def npy(array):
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize('content', [
+    b'', b'no colours', npy(np.zeros((24, 4))), npy(np.zeros(24)), npy(np.zeros((0, 3))),
+    npy(np.zeros((1, 3))), npy(np.zeros((24, 3), int)), npy(np.full((24, 3), np.nan)),
+    npy(np.full((24, 3), 255.0)), npy(np.full((24, 3), -0.1)), npy(np.full((24, 3), 0.5))[:-1],
+    npy(np.array([['a', 'b', 'c']] * 2)), object_file(1), object_file([1, 2]),
+    object_file(np.array([1, 2], object))])
+def test_wrong_colour_files_are_refused(content, tmp_path):
+    path = tmp_path / 'colours.npy'
+    path.write_bytes(content)
+    with pytest.raises(InputError, match='colours.npy'):
+        load_colours(path)
+
+
+def test_colour_file_runs_no_code(tmp_path):
+    path = tmp_path / 'colours.npy'
+    path.write_bytes(object_file(Runs(open, str(tmp_path / 'victim'), 'w')))
+    with pytest.raises(InputError, match='which no data needs'):
+        load_colours(path)
+    assert not (tmp_path / 'victim').exists()
+
+
+@pytest.mark.parametrize('num_colours, distance', [(16, 0.00894), (24, 0.00663), (32, 0.00545)])
+def test_shipped_colours_are_near_to_the_horses(num_colours, distance, cifar10):
+    rgb, _ = process(*load_cifar10(cifar10)[0])
+    pixels = rgb.transpose(0, 2, 3, 1).reshape(-1, 3)
+    colours = np.load(ROOT / f'colour/colour_kmeans{num_colours}_cat7.npy')
+    assert colours.shape == (num_colours, 3) and colours.dtype == np.float32
+    nearest = np.full(len(pixels), np.inf, np.float32)
+    for colour in colours:
+        np.minimum(nearest, np.square(pixels - colour).sum(axis=1), out=nearest)
+    assert nearest.mean() <= distance
+
+
+# ---------------------------------------------------------------------------
+# Pictures
+# ---------------------------------------------------------------------------
+
+def test_process_selects_a_category_and_makes_it_grey():
+    xs = np.random.default_rng(5).integers(0, 256, (6, 3, 32, 32), np.uint8)
+    ys = np.array([[7], [1], [7], [0], [7], [9]])
+    rgb, grey = process(xs, ys)
+    assert rgb.shape == (3, 3, 32, 32) and grey.shape == (3, 1, 32, 32)
+    assert rgb.dtype == grey.dtype == np.float32
+    assert rgb[1, 2, 3, 4] == xs[2, 2, 3, 4] / 256
+    assert grey[1, 0, 3, 4] == pytest.approx(sum(int(v) for v in xs[2, :, 3, 4]) / 3 / 256)
+    assert 0 <= rgb.min() and rgb.max() < 1 and grey.max() < 1
+    assert process(xs, ys, max_pixel=512.0)[0].max() < 0.5
+    assert len(process(xs, ys, category=9)[0]) == 1
+
+
+def test_process_says_so_where_no_picture_is_of_the_category():
+    with pytest.raises(InputError, match='no picture of category 7'):
+        process(np.zeros((2, 3, 32, 32), np.uint8), np.array([[1], [2]]))
+
+
+@pytest.mark.parametrize('batch_size', [1, 3, 7, 10, 100])
+def test_every_picture_is_in_one_batch(batch_size):
+    a, b = torch.arange(10), torch.arange(10) * 2
+    generator = torch.Generator().manual_seed(0)
+    first, second = ([torch.cat(part) for part in zip(*batches((a, b), batch_size, generator))]
+                     for _ in range(2))
+    assert sorted(first[0].tolist()) == list(range(10))
+    assert torch.equal(first[1], first[0] * 2)  # what belongs together stays together
+    assert not torch.equal(first[0], second[0])  # shuffled anew
+    assert torch.equal(torch.cat([x for x, _ in batches((a, b), batch_size)]), a)
+    assert all(len(x) <= batch_size for x, _ in batches((a, b), batch_size))
+
+
+def test_mosaic_shows_every_picture_whole():
+    pictures = np.random.default_rng(6).random((7, 3, 4, 5), dtype=np.float32)
+    picture = mosaic(pictures, columns=3)
+    assert picture.shape == (3 * 5 - 1, 3 * 6 - 1, 3)
+    for i in range(7):
+        top, left = 5 * (i // 3), 6 * (i % 3)
+        assert np.array_equal(picture[top:top + 4, left:left + 5], pictures[i].transpose(1, 2, 0))
+    assert (picture[4] == 1).all() and (picture[:, 5] == 1).all() and (picture[10:, 6:] == 1).all()
+
+
+def test_pictures_are_drawn_with_their_own_pixels(tmp_path):
+    from matplotlib.image import imread
+
+    red, grey = np.zeros((8, 8, 3)), np.full((8, 8, 1), 0.5)
+    red[..., 0] = 1
+    draw_pictures([('red', red), ('grey', grey)], tmp_path / 'a' / 'p.png', 'title', columns=2)
+    shown = imread(tmp_path / 'a' / 'p.png')[..., :3].reshape(-1, 3)
+    assert (shown == [1, 0, 0]).all(axis=1).sum() > 10_000
+    assert (np.abs(shown - 0.5) < 0.01).all(axis=1).sum() > 10_000
+
+
+# ---------------------------------------------------------------------------
+# Files and checkpoints
+# ---------------------------------------------------------------------------
+
+def test_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / 'new folder' / 'file'
+    with whole_file(path) as file:
+        file.write(b'old')
+    with pytest.raises(ZeroDivisionError):
+        with whole_file(path) as file:
+            file.write(b'ne')
+            1 / 0
+    assert path.read_bytes() == b'old'
+    assert list(path.parent.iterdir()) == [path]
+
+
+MODELS = {'CNN': CNN, 'UNet': UNet, 'DUNet': DUNet}
+
+
+@pytest.mark.parametrize('make', MODELS.values())
+def test_checkpoint_is_a_plain_state_dict_that_tells_its_size(make, tmp_path):
+    model = make(5, 8, 11).to(memory_format=torch.channels_last)
+    model(torch.rand(2, 1, 32, 32))  # in training mode, so that running statistics differ
+    save_checkpoint(model, tmp_path / 'w.pkl')
+    state = torch.load(tmp_path / 'w.pkl', weights_only=True)
+    assert state.keys() == model.state_dict().keys()
+    assert all(t.is_contiguous() and t.device.type == 'cpu' for t in state.values())
+    loaded = load_model(make, tmp_path / 'w.pkl')
+    assert not loaded.training
+    for name, tensor in loaded.state_dict().items():
+        assert 'num_batches_tracked' in name or torch.equal(tensor, model.state_dict()[name])
+    make(5, 8, 11).load_state_dict(state)  # for users who do it by hand
+
+
+@pytest.mark.parametrize('saved, asked', [
+    (a, b) for a in [*MODELS, 'RegressionCNN'] for b in MODELS if a != b])
+def test_checkpoint_of_another_model_is_refused_by_name(saved, asked, tmp_path):
+    model = RegressionCNN(3, 8) if saved == 'RegressionCNN' else MODELS[saved](3, 8, 24)
+    save_checkpoint(model, tmp_path / 'w.pkl')
+    with pytest.raises(InputError, match=f'another model: {saved}$'):
+        load_model(MODELS[asked], tmp_path / 'w.pkl')
+
+
+def test_checkpoint_of_other_sizes_is_refused(tmp_path):
+    save_checkpoint(CNN(3, 8, 24), tmp_path / 'w.pkl')
+    with pytest.raises(InputError, match='-f 8.*-f 16'):
+        load_model(CNN, tmp_path / 'w.pkl', num_filters=16)
+    with pytest.raises(InputError, match='-k 3.*-k 5'):
+        load_model(CNN, tmp_path / 'w.pkl', kernel=5)
+    load_model(CNN, tmp_path / 'w.pkl', kernel=3, num_filters=8)
+
+
+def tensor_2018(key, tensor):
+    """Opcodes of Python 2 for a tensor of PyTorch 0.3 that lived on a GPU."""
+    def integers(values):
+        return b'(' + b''.join(b'J' + struct.pack('<i', v) for v in values) + b't'
+
+    storage = (b'(' + python2_string(b'storage') + b'ctorch.cuda\nFloatStorage\n'
+               + python2_string(key) + python2_string(b'cuda:0')
+               + b'J' + struct.pack('<i', tensor.numel()) + b'NtQ')
+    return (b'ctorch._utils\n_rebuild_tensor\n(' + storage + b'K\x00'
+            + integers(tensor.shape) + integers(tensor.stride()) + b'tR')
+
+
+def checkpoint_2018(state):
+    """A state dict as torch.save of PyTorch 0.3 and Python 2 wrote it: four pickles, raw data."""
+    keys = [str(94_000_000 + i).encode() for i in range(len(state))]
+    items = b''.join(b'](' + python2_string(name.encode()) + tensor_2018(key, tensor) + b'e'
+                     for key, (name, tensor) in zip(keys, state.items()))
+    content = pickle.dumps(0x1950a86a20f9469cfc6c, 2) + pickle.dumps(1001, 2)
+    sizes = {'short': 2, 'int': 4, 'long': 4}
+    content += pickle.dumps({'protocol_version': 1001, 'little_endian': True, 'type_sizes': sizes}, 2)
+    content += b'\x80\x02ccollections\nOrderedDict\n](' + items + b'e\x85R.'
+    content += b'\x80\x02](' + b''.join(python2_string(key) for key in keys) + b'e.'
+    for tensor in state.values():
+        content += struct.pack('<q', tensor.numel()) + tensor.numpy().astype('<f4').tobytes()
+    return content
+
+
+@pytest.mark.parametrize('make', MODELS.values())
+def test_checkpoint_of_2018_loads_on_the_cpu(make, tmp_path):
+    model = make(3, 8, 24).eval()
+    state = OrderedDict((name, torch.rand_like(t) + 0.1) for name, t in model.state_dict().items()
+                        if 'num_batches_tracked' not in name)
+    model.load_state_dict(state, strict=False)
+    (tmp_path / 'gpu.pkl').write_bytes(checkpoint_2018(state))
+    x = torch.rand(2, 1, 32, 32)
+    assert torch.equal(load_model(make, tmp_path / 'gpu.pkl')(x), model(x))
+
+
+def test_checkpoint_runs_no_code(tmp_path):
+    victim = tmp_path / 'victim'
+    for old_format in (True, False):
+        torch.save({'w': Runs(open, str(victim), 'w')}, tmp_path / 'w.pkl',
+                   _use_new_zipfile_serialization=not old_format)
+        with pytest.raises(InputError, match='not a checkpoint'):
+            load_model(CNN, tmp_path / 'w.pkl')
+        assert not victim.exists()
+
+
+def test_broken_checkpoints_are_refused(tmp_path):
+    path = tmp_path / 'w.pkl'
+    save_checkpoint(CNN(3, 4, 5), path)
+    whole = path.read_bytes()
+    state = torch.load(path, weights_only=True)
+    for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match='w.pkl: not a checkpoint'):
+            load_model(CNN, path)
+    for wrong in (1, [state], {}, {'w': torch.zeros(3)}, state | {'more': 1},
+                  {name: t * np.nan for name, t in state.items()},
+                  {name: t for name, t in state.items() if name != 'rfconv.0.bias'},
+                  state | {'finalconv.weight': torch.zeros(5, 5, 5, 5)}):
+        torch.save(wrong, path)
+        with pytest.raises(InputError, match='w.pkl'):
+            load_model(CNN, path)
+
+
+# ---------------------------------------------------------------------------
+# Training
+# ---------------------------------------------------------------------------
+
+def brute_force_metrics(scores, cats):
+    loss = correct = 0
+    n, _, height, width = scores.shape
+    for i, row, column in np.ndindex(n, height, width):
+        s = scores[i, :, row, column].double().numpy()
+        right = cats[i, 0, row, column].item()
+        loss += np.log(np.exp(s).sum()) - s[right]
+        correct += s.argmax() == right
+    return loss / (n * height * width), correct / (n * height * width)
+
+
+def test_classification_is_pixelwise_cross_entropy_and_accuracy():
+    scores = torch.randn(3, 5, 4, 6)
+    cats = torch.randint(5, (3, 1, 4, 6))
+    loss, accuracy = brute_force_metrics(scores, cats)
+    metrics = classification(scores, cats)
+    assert metrics['loss'].item() == pytest.approx(loss, rel=1e-5)
+    assert metrics['accuracy'].item() == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize('batch_size', [1, 4, 7, 100])
+def test_validation_does_not_depend_on_the_batch_size(batch_size):
+    model = UNet(3, 4, 5)
+    grey, cats = torch.rand(7, 1, 8, 8), torch.randint(5, (7, 1, 8, 8))
+    metrics = run_validation_step(model, classification, grey, cats, batch_size)
+    with torch.no_grad():
+        loss, accuracy = brute_force_metrics(model.eval()(grey), cats)
+    assert metrics == pytest.approx({'loss': loss, 'accuracy': accuracy}, rel=1e-5)
+
+
+def test_training_step_equals_one_written_by_hand():
+    """Two epochs of Adam, in the order of the same generator, with batches of 4, 4 and 2."""
+    grey, cats = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
+    ours, reference = UNet(3, 4, 5), UNet(3, 4, 5)
+    reference.load_state_dict(ours.state_dict())
+    losses, steps = [], []
+    optimizer = torch.optim.Adam(ours.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        losses.append(train_epoch(ours, optimizer, classification, grey, cats, 4, generator,
+                                  lambda: steps.append(1))['loss'])
+
+    expected = []
+    optimizer = torch.optim.Adam(reference.parameters(), lr=0.01)
+    generator = torch.Generator().manual_seed(3)
+    reference.train()
+    for _ in range(2):
+        order, total = torch.randperm(10, generator=generator), 0
+        for part in (order[:4], order[4:8], order[8:]):
+            loss = F.cross_entropy(reference(grey[part]), cats[part].squeeze(1))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(part)
+        expected.append(total / 10)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    assert len(steps) == 6
+    for a, b in zip(ours.state_dict().values(), reference.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_average_of_weights_has_the_closed_form_of_polynomial_decay():
+    """Weight t of T counts in proportion to t (t + 1) ... (t + eta - 1), Shamir and Zhang 2013."""
+    mean, learner = CNN(1, 1, 2), CNN(1, 1, 2)
+    weights = AverageOfWeights(mean, learner)
+    values, counts = [], []
+    eta = AverageOfWeights.ETA
+    for t in range(1, 60):
+        values.append(float(np.sin(t)))
+        counts.append(np.exp(sum(np.log(t + i) for i in range(eta))))
+        for p in learner.parameters():
+            torch.nn.init.constant_(p, values[-1])
+        weights.update()
+    expected = np.average(values, weights=counts)
+    for p in mean.parameters():
+        assert p.detach().numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_psnr_of_a_tenth_is_twenty_decibels():
+    assert psnr(0.1**2) == pytest.approx(20)
+
+
+def training(tmp_path, **changes):
+    args = Namespace(batch_size=4, epochs=2, learn_rate=0.001, seed=0, plot=False, name='UNet',
+                     data='sample', outdir=tmp_path, checkpoint=tmp_path / 'w.pkl')
+    vars(args).update(changes)
+    torch.manual_seed(args.seed)
+    data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
+    colourization.train(UNet(3, 4, 5), classification, data, data, args, None)
+    return torch.load(tmp_path / 'w.pkl', weights_only=True)
+
+
+def test_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
+    first, second, third = training(tmp_path), training(tmp_path), training(tmp_path, seed=1)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first['finalconv.weight'], third['finalconv.weight'])
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(tmp_path, monkeypatch):
+    real, calls = F.cross_entropy, []
+
+    def breaks_in_the_second_epoch(scores, cats):
+        calls.append(1)
+        return real(scores, cats) * (np.inf if len(calls) > 4 else 1)  # 3 of training, 1 validation
+
+    monkeypatch.setattr(F, 'cross_entropy', breaks_in_the_second_epoch)
+    with pytest.raises(InputError, match='not finite in epoch 2.*--learn_rate'):
+        training(tmp_path)
+    load_model(UNet, tmp_path / 'w.pkl')
+    assert (tmp_path / 'history_UNet.csv').read_text().count('\n') == 2
+
+
+def test_interrupted_training_is_saved(tmp_path, monkeypatch):
+    real, steps = AverageOfWeights.update, []
+
+    def interrupt_in_the_second_epoch(self):
+        real(self)
+        steps.append(1)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(AverageOfWeights, 'update', interrupt_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        training(tmp_path)
+    load_model(UNet, tmp_path / 'w.pkl')
+    assert (tmp_path / 'history_UNet.csv').read_text().count('\n') == 2
+    assert (tmp_path / 'training_curve_UNet.png').exists()

@@ -1,0 +1,261 @@
+"""The scripts as users run them: the handout's commands, wrong uses, interruptions."""
+
+import importlib
+import json
+import re
+import shlex
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from colourization import run
+from conftest import ROOT
+
+EPOCH_LINES = [r'Epoch \[{e}/2\], Loss: \d+\.\d{{4}}, Time \(s\): \d+',
+               r'Epoch \[{e}/2\], Val Loss: \d+\.\d{{4}}, Val Acc: \d+\.\d%, Time\(s\): \d+']
+
+
+def is_picture(path, pixels=100_000):
+    """Whether a PNG file shows something: enough pixels, and not all of the same colour."""
+    picture = imread(path)[..., :3]
+    return picture.shape[0] * picture.shape[1] >= pixels and picture.std() > 0.05
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A folder where a small network of each kind was trained on the sample, and what it printed."""
+    folder = tmp_path_factory.mktemp('trained')
+    printed = {}
+    for model in ('CNN', 'UNet', 'DUNet'):
+        command = (f'{sys.executable} {ROOT / "colourization.py"} --model {model} --data sample -e 2 '
+                   f'-f 4 --checkpoint {model}.pkl' + ' --plot' * (model == 'UNet'))
+        done = subprocess.run(shlex.split(command), cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stderr == '', done.stderr
+        printed[model] = done.stdout.splitlines()
+    return folder, printed
+
+
+@pytest.mark.parametrize('model', ['CNN', 'UNet', 'DUNet'])
+def test_training_prints_the_lines_of_the_course_and_leaves_pictures(trained, model):
+    folder, printed = trained
+    *epochs, _, last = printed[model]
+    patterns = [line.format(e=e) for e in (1, 2) for line in EPOCH_LINES]
+    assert all(re.fullmatch(pattern + r' \(sample\)', line)
+               for pattern, line in zip(patterns, epochs, strict=True))
+    assert re.fullmatch(r'Val Loss: \d+\.\d{4}, Val Acc: \d+\.\d% \(sample\)', last)
+    for name in (f'training_curve_{model}', f'eval_{model}'):
+        assert is_picture(folder / f'outputs/{name}.png')
+    assert torch.load(folder / f'{model}.pkl', weights_only=True)['finalconv.bias'].shape == (24,)
+    assert (folder / f'outputs/eval_{model}_epoch02.png').exists() == (model == 'UNet')  # --plot
+
+    metrics = json.loads((folder / f'outputs/metrics_{model}.json').read_text())
+    header, *rows = (folder / f'outputs/history_{model}.csv').read_text().splitlines()
+    assert header == 'epoch,seconds,train_loss,train_accuracy,val_loss,val_accuracy'
+    assert [row.split(',')[0] for row in rows] == ['1', '2']
+    assert metrics['val_loss'] == float(rows[-1].split(',')[4])
+    assert metrics['data'] == 'sample pictures'
+    assert f'Val Loss: {metrics["val_loss"]:.4f}, Val Acc: {metrics["val_accuracy"]:.1%}' in last
+
+
+@pytest.mark.parametrize('dash', ['--', '–', '—'])
+def test_pasted_dashes_work_and_validation_repeats_what_training_ended_with(trained, dash, run_script):
+    folder, printed = trained
+    done = run_script('colourization.py', f'{dash}model', 'DUNet', f'{dash}checkpoint',
+                      folder / 'DUNet.pkl', f'{dash}valid', f'{dash}data=sample',
+                      f'{dash[:1]}b', 10)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == printed['DUNet'][-1]
+
+
+@pytest.mark.parametrize('where', ['sample', 'real'])
+@pytest.mark.parametrize('model', ['CNN', 'UNet', 'DUNet'])
+def test_handout_commands_find_the_shipped_weights_from_any_folder(model, where, run_script, tmp_path,
+                                                                 request):
+    data = 'sample' if where == 'sample' else request.getfixturevalue('cifar10')
+    done = run_script('colourization.py', '–model', model, '–checkpoint',
+                      f'weights/{model.lower()}_k3_f32.pkl', '–valid', '--data', data)
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    last = done.stdout.splitlines()[-1]
+    assert last.endswith('(sample)') == (where == 'sample')
+    assert is_picture(tmp_path / f'outputs/eval_{model}.png')
+    if where == 'real':  # better than 25 epochs of the course's script
+        loss, accuracy = map(float, re.fullmatch(r'Val Loss: (.*), Val Acc: (.*)%', last).groups())
+        assert loss < {'CNN': 1.58, 'UNet': 1.38, 'DUNet': 1.52}[model]
+        assert accuracy > {'CNN': 41.2, 'UNet': 48.2, 'DUNet': 42.6}[model]
+
+
+@pytest.mark.parametrize('where', ['sample', 'real'])
+def test_regression_is_evaluated(where, run_script, tmp_path, request):
+    data = 'sample' if where == 'sample' else request.getfixturevalue('cifar10')
+    done = run_script('colour_regression.py', '--data', data)
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    loss, psnr = re.match(r'Val Loss: (0\.\d{5}), PSNR: (\d+\.\d\d) dB', done.stdout.splitlines()[-1]).groups()
+    assert float(psnr) == pytest.approx(10 * np.log10(1 / float(loss)), abs=0.02)
+    assert is_picture(tmp_path / 'outputs/regression_output.png')
+    metrics = json.loads((tmp_path / 'outputs/metrics_RegressionCNN.json').read_text())
+    assert metrics['val_loss'] == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_regression_is_trained(run_script, tmp_path):
+    done = run_script('colour_regression.py', '--train', '--data', 'sample', '-e', 2, '-f', 4)
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    losses = [float(x) for x in re.findall(r'Epoch .* Val Loss: ([\d.]+)', done.stdout)]
+    assert len(losses) == 2 and losses[1] < losses[0]
+    assert torch.load(tmp_path / 'outputs/regressioncnn_k3_f4.pkl',
+                      weights_only=True)['finalconv.bias'].shape == (3,)
+    assert is_picture(tmp_path / 'outputs/training_curve_RegressionCNN.png')
+
+
+@pytest.mark.parametrize('model', ['CNN', 'UNet'])
+def test_activations_are_drawn(model, run_script, tmp_path):
+    done = run_script('activations.py', 2, 5, '–model', model, '–checkpoint',
+                      f'weights/{model.lower()}_k3_f32.pkl', '--data', 'sample')
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    for i in (2, 5):
+        names = ['input', 'input_rgb', 'output', *(f'out{stage}' for stage in range(5))]
+        files = [*(f'filter_{name}_{i}.png' for name in names), f'overview_{i}.png']
+        folder = tmp_path / f'outputs/act_{model}_{i}'
+        assert sorted(p.name for p in folder.iterdir()) == sorted(files)
+        assert all(is_picture(folder / name) for name in files)
+
+
+def test_kmeans_of_the_sample_leaves_the_colours_of_the_horses_alone(run_script, tmp_path):
+    done = run_script('colourization.py', '--kmeans', 3, '--data', 'sample')
+    assert done.returncode == 0 and done.stdout.endswith('(sample)\n'), done.stderr
+    assert [p.name for p in (tmp_path / 'colour').iterdir()] == ['colour_kmeans3_sample.npy']
+    assert np.load(tmp_path / 'colour/colour_kmeans3_sample.npy').shape == (3, 3)
+
+
+def test_missing_gpu_gives_one_warning(run_script):
+    if torch.accelerator.is_available():
+        pytest.skip('this machine has a GPU')
+    done = run_script('colourization.py', '--model', 'CNN', '-e', 1, '-f', 1, '--gpu', '--data', 'sample')
+    assert done.returncode == 0
+    assert re.fullmatch('warning: .*CPU.*\n', done.stderr)
+
+
+def fails(done, status, *words):
+    """Whether a script ended with a status and one line of error that has the words."""
+    line, = done.stderr.splitlines()
+    return (done.returncode == status and line.startswith('error: ')
+            and all(word in line for word in words))
+
+
+def test_without_network_one_line_says_what_to_do(run_script, tmp_path):
+    nowhere = 'http://127.0.0.1:9'  # nothing listens there
+    done = run_script('colourization.py', '--model', 'UNet', '-e', 5, '--data', tmp_path / 'data',
+                      https_proxy=nowhere, http_proxy=nowhere, no_proxy='')
+    assert fails(done, 1, 'zenodo.org', 'cs.toronto.edu', 'cifar-10-python.tar.gz', str(tmp_path / 'data'),
+                 'by hand', '--data sample')
+    assert not list(tmp_path.glob('data/*'))
+
+
+@pytest.mark.parametrize('arguments, status, word', [
+    ('colourization', 2, '--model'),
+    ('colourization --model VNet', 2, 'VNet'),
+    ('colourization --model UNet --valid', 2, '--checkpoint'),
+    ('colourization --model UNet -b 0', 2, '-b'),
+    ('colourization --model UNet -e -1', 2, '-e'),
+    ('colourization --model UNet -e many', 2, 'many'),
+    ('colourization --model UNet -k 4', 2, 'odd'),
+    ('colourization --model UNet -f 0', 2, '-f'),
+    ('colourization --model UNet -l 0', 2, '-l'),
+    ('colourization --model UNet -l nan', 2, 'nan'),
+    ('colourization --model UNet -s -1', 2, '-s'),
+    ('colourization --kmeans 1', 2, '--kmeans'),
+    ('colourization --model UNet --nonsense', 2, '--nonsense'),
+    ('colourization -m UNet --valid --checkpoint missing.pkl', 1, 'missing.pkl'),
+    ('colourization -m CNN --valid --checkpoint weights/unet_k3_f32.pkl', 1, 'UNet'),
+    ('colourization -m UNet --valid --checkpoint weights/dunet_k3_f32.pkl', 1, 'DUNet'),
+    ('colourization -m CNN --valid --checkpoint weights/regression_cnn_k3_f32.pkl', 1, 'RegressionCNN'),
+    ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl -f 16', 1, '-f 32'),
+    ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl -k 5', 1, '-k 3'),
+    ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl '
+     '-c colour/colour_kmeans16_cat7.npy', 1, '16'),
+    ('colourization -m CNN --valid --checkpoint colour/colour_kmeans16_cat7.npy', 1, 'not a checkpoint'),
+    ('colourization -m CNN -c missing.npy', 1, '--kmeans'),
+    ('colourization -m CNN -c weights/cnn_k3_f32.pkl', 1, 'colours'),
+    ('colourization -m CNN --checkpoint .', 1, 'folder'),
+    ('colourization -m CNN --data missing.tar.gz', 1, 'missing.tar.gz'),
+    ('colourization -m CNN --data text', 1, 'text'),
+    ('colourization -m CNN --outdir text', 1, 'text'),
+    ('colour_regression --checkpoint weights/cnn_k3_f32.pkl', 1, 'CNN'),
+    ('colour_regression --checkpoint missing.pkl', 1, 'missing.pkl'),
+    ('activations', 2, '--checkpoint'),
+    ('activations -1 --checkpoint weights/cnn_k3_f32.pkl', 2, '-1'),
+    ('activations 500 --checkpoint weights/cnn_k3_f32.pkl --data sample', 1, '499'),
+    ('activations --checkpoint weights/unet_k3_f32.pkl', 1, 'UNet'),
+])
+def test_wrong_use_gives_one_line(arguments, status, word, tmp_path, monkeypatch, capsys):
+    """Run in this process, because there are many: `run(main)` is all that the scripts call."""
+    (tmp_path / 'text').write_text('no archive')
+    monkeypatch.chdir(tmp_path)
+    script, *flags = shlex.split(arguments)
+    monkeypatch.setattr(sys, 'argv', [f'{script}.py', *flags])
+    with pytest.raises(SystemExit) as end:
+        run(importlib.import_module(script).main)
+    printed = capsys.readouterr()
+    # sys.exit(line) is how Python prints a line on standard error and exits with status 1
+    line = printed.err.removesuffix('\n') if status == 2 else end.value.code
+    assert end.value.code == (2 if status == 2 else line)
+    assert line.startswith('error: ') and '\n' not in line and word in line
+    assert printed.out == ''
+    assert not list(tmp_path.glob('**/*.pkl'))
+
+
+def test_wrong_use_ends_a_script_with_its_status(run_script):
+    assert fails(run_script('colourization.py', '--model', 'VNet'), 2, 'VNet')
+    assert fails(run_script('activations.py', '--checkpoint', 'missing.pkl'), 1, 'missing.pkl')
+
+
+def test_ctrl_c_saves_what_was_trained(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, ROOT / 'colourization.py', '-m', 'CNN', '--data', 'sample', '-f', '4',
+         '-e', '1000', '--checkpoint', 'cnn.pkl'],
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while 'Val Loss' not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr == 'interrupted: the weights so far are in cnn.pkl\n'
+    assert torch.load(tmp_path / 'cnn.pkl', weights_only=True)
+
+
+@pytest.mark.parametrize('script', ['colourization.py', 'colour_regression.py', 'activations.py'])
+def test_help_needs_neither_scikit_learn_nor_matplotlib(script):
+    code = (f'import runpy, sys\nsys.argv = ["{script}", "--help"]\n'
+            f'try: runpy.run_path({str(ROOT / script)!r}, run_name="__main__")\n'
+            'except SystemExit as e: assert e.code == 0\n'
+            'assert not {"sklearn", "matplotlib"} & sys.modules.keys()')
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------
+# The real data
+# ---------------------------------------------------------------------------
+
+def test_unet_of_five_epochs_reaches_what_the_course_measured(cifar10, run_script):
+    done = run_script('colourization.py', '–model', 'UNet', '–checkpoint', 'unet_k3_f32.pkl',
+                      '-b', 10, '-e', 5, '--data', cifar10)
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r'Val Acc: (\S+)%$', done.stdout.strip()).group(1)) >= 47
+
+
+def test_validation_needs_less_than_700_megabytes(cifar10, tmp_path):
+    resource = pytest.importorskip('resource', reason='measures memory on Unix only')
+    code = ('import resource, subprocess, sys\n'
+            'subprocess.run([sys.executable, *sys.argv[1:]], check=True)\n'
+            'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
+    done = subprocess.run(
+        [sys.executable, '-c', code, ROOT / 'colourization.py', '-m', 'UNet', '--valid',
+         '--checkpoint', 'weights/unet_k3_f32.pkl', '--data', cifar10],
+        cwd=tmp_path, capture_output=True, text=True)
+    unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, in bytes
+    assert int(done.stdout.split()[-1]) * unit < 700e6
