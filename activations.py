@@ -42,6 +42,18 @@ def tile_maps(maps):
     return mosaic((maps / brightest)[:, None].numpy(), math.ceil(math.sqrt(len(maps))))
 
 
+def activation_panels(grey, rgb, prediction, maps):
+    """What is drawn of one picture: (label, picture) by the name of the file, from grey to colour."""
+    panels = {'input': ('input: grey', grey.transpose(1, 2, 0))}
+    for number, stage in enumerate(STAGES):
+        count, height, width = maps[stage].shape
+        label = f'{stage}: {count} maps of {height}x{width}'
+        panels[f'out{number}'] = label, tile_maps(maps[stage])
+    panels['output'] = 'output: the likeliest colours', prediction.transpose(1, 2, 0)
+    panels['input_rgb'] = 'input in colour: the truth', rgb.transpose(1, 2, 0)
+    return panels
+
+
 def main():
     parser = make_parser('Draw what each layer of a trained network sees in validation pictures.')
     parser.add_argument('index', type=number(int, 0), nargs='*', default=[0, 1, 2],
@@ -59,26 +71,19 @@ def main():
     for index in args.index:
         if index >= len(rgb):
             raise InputError(f'there is no picture {index}: the last one is {len(rgb) - 1}')
-    scores, maps = record_activations(model, torch.from_numpy(grey[args.index]))
+    rgb, grey = rgb[args.index], grey[args.index]
+    scores, maps = record_activations(model, torch.from_numpy(grey))
     predictions = most_likely(scores, colours)
 
     folders = [args.outdir / f'act_{args.model}_{index}' for index in args.index]
-    for i, (index, folder) in enumerate(tqdm(list(zip(args.index, folders)), 'drawing', leave=False,
-                                             disable=None)):
-        stages = [(f'{stage}: {len(m)} maps of {m.shape[1]}x{m.shape[2]}', tile_maps(m))
-                  for stage, m in ((stage, maps[stage][i]) for stage in STAGES)]
+    for i, index in enumerate(tqdm(args.index, 'drawing', leave=False, disable=None)):
+        panels = activation_panels(grey[i], rgb[i], predictions[i],
+                                   {stage: maps[stage][i] for stage in STAGES})
         source = f'picture {index}, {data_name(args)}'
-        grey_panel, truth, output = (
-            (label, pictures[i].transpose(1, 2, 0)) for label, pictures in
-            (('input: grey', grey[args.index]), ('input in colour: the truth', rgb[args.index]),
-             ('output: the likeliest colours', predictions)))
-
-        files = {'input': grey_panel, 'input_rgb': truth, 'output': output,
-                 **{f'out{number}': panel for number, panel in enumerate(stages)}}
-        for name, panel in files.items():
-            draw_pictures([panel], folder / f'filter_{name}_{index}.png', f'{args.model}, {source}',
-                          width=5)
-        draw_pictures([grey_panel, *stages, output, truth], folder / f'overview_{index}.png',
+        for name, panel in panels.items():
+            draw_pictures([panel], folders[i] / f'filter_{name}_{index}.png',
+                          f'{args.model}, {source}', width=5)
+        draw_pictures(list(panels.values()), folders[i] / f'overview_{index}.png',
                       f'{args.model} from grey to colour: {source}', columns=4)
     for folder in folders:
         say(args, f'Wrote {folder}')
