@@ -12,9 +12,8 @@ import math
 import torch
 from tqdm import tqdm
 
-from colourization import (MODELS, STAGES, choose_colours, choose_device, data_name, draw_pictures,
-                           load_model, make_parser, mosaic, most_likely, number, process, run, say,
-                           shipped)
+from colourization import (MODELS, STAGES, choose_colours, data_name, draw_pictures, load_model,
+                           make_parser, mosaic, most_likely, number, process, run, say, shipped)
 from load_data import InputError, load_cifar10
 
 
@@ -45,10 +44,10 @@ def tile_maps(maps):
 def activation_panels(grey, rgb, prediction, maps):
     """What is drawn of one picture: (label, picture) by the name of the file, from grey to colour."""
     panels = {'input': ('input: grey', grey.transpose(1, 2, 0))}
-    for number, stage in enumerate(STAGES):
+    for i, stage in enumerate(STAGES):
         count, height, width = maps[stage].shape
         label = f'{stage}: {count} maps of {height}x{width}'
-        panels[f'out{number}'] = label, tile_maps(maps[stage])
+        panels[f'out{i}'] = label, tile_maps(maps[stage])
     panels['output'] = 'output: the likeliest colours', prediction.transpose(1, 2, 0)
     panels['input_rgb'] = 'input in colour: the truth', rgb.transpose(1, 2, 0)
     return panels
@@ -64,8 +63,8 @@ def main():
     if not args.checkpoint:
         parser.error('name a trained network with --checkpoint FILE')
     args.checkpoint = shipped(args.checkpoint)
-    model = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
-    colours = choose_colours(args, len(model.finalconv.bias))
+    model, saved = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
+    colours = choose_colours(args, len(model.finalconv.bias), saved)
 
     rgb, grey = process(*load_cifar10(args.data)[1])
     for index in args.index:

@@ -34,15 +34,15 @@ def main():
     parser.add_argument('--train', action='store_true',
                         help=f'train a network; without it, --checkpoint or {CHECKPOINT} is evaluated')
     args = parser.parse_args()
-    args.name, args.valid = 'RegressionCNN', not args.train
+    args.name, args.valid, args.colours = 'RegressionCNN', not args.train, None
 
     if args.train:
-        prepare_training(args)
+        prepare_training(args, 'regression_cnn')
         model = RegressionCNN(args.kernel, args.num_filters)
     else:
         args.checkpoint = shipped(args.checkpoint or CHECKPOINT)
-        model = load_model(lambda kernel, num_filters, _: RegressionCNN(kernel, num_filters),
-                           args.checkpoint, args.kernel, args.num_filters)
+        model, _ = load_model(lambda kernel, num_filters, _: RegressionCNN(kernel, num_filters),
+                              args.checkpoint, args.kernel, args.num_filters)
     run_network(args, model, regression, target_of=lambda rgb: rgb,
                 picture_of=lambda outputs: outputs.numpy(), file_name='regression_output')
 

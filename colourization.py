@@ -8,11 +8,12 @@ picture and chooses for each pixel one of K colours, which k-means found in the 
     python colourization.py --model UNet --checkpoint weights/unet_k3_f32.pkl --valid
     python colourization.py --kmeans 24                                    # find the colours
 
-From top to bottom: files, colours, pictures, layers, models, training, command line.
+From top to bottom: colours, pictures, layers, models, training, files, command line.
 """
 
 import argparse
 import copy
+import io
 import json
 import math
 import os
@@ -34,33 +35,6 @@ from load_data import HORSE, InputError, load_cifar10, one_line, safe_unpickle
 # scikit-learn and matplotlib take seconds to import, so the functions that need them do it.
 
 HERE = Path(__file__).resolve().parent
-
-# ---------------------------------------------------------------------------
-# Files
-# ---------------------------------------------------------------------------
-
-
-def shipped(path):
-    """The path itself, or the same one beside this script if the file is only there."""
-    path = Path(path)
-    return HERE / path if (HERE / path).exists() and not path.exists() else path
-
-
-@contextmanager
-def whole_file(path):
-    """Open a file to write bytes to; it takes its place at `path` only once it is complete."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(beside, 'wb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
 
 # ---------------------------------------------------------------------------
 # Colours
@@ -141,11 +115,16 @@ def load_colours(path):
             else:
                 file.seek(0)
                 colours = np.load(file, allow_pickle=False)
-        except (ValueError, KeyError, AttributeError, TypeError, IndexError) as e:
+        except Exception as e:  # a broken or hostile file can raise nearly anything
             raise InputError(f'{path}: not a file of colours ({one_line(e)}); --kmeans makes one') from e
+    return check_colours(colours, path)
+
+
+def check_colours(colours, path):
+    """The colours as float32; raises InputError if they are not [K, 3] numbers in [0, 1]."""
     shape = getattr(colours, 'shape', ())
     if len(shape) != 2 or shape[1] != 3 or shape[0] < 2 or colours.dtype.kind != 'f':
-        raise InputError(f'{path}: not a [K, 3] array of at least two colours')
+        raise InputError(f'{path}: its colours are not a [K, 3] array of at least two')
     if not (colours.min() >= 0 and colours.max() <= 1):  # so written, it refuses NaN too
         raise InputError(f'{path}: its colours are not all between 0 and 1')
     return colours.astype(np.float32)
@@ -225,8 +204,8 @@ def draw_pictures(panels, path, title, columns=1, width=10):
 
 
 def draw_rows(rows, path, title):
-    """Draw the first pictures of each (label, pictures [N, C, H, W]) in a row of their own."""
-    panels = [(label, mosaic(np.clip(np.asarray(pictures[:SHOWN]), 0, 1), SHOWN))
+    """Draw (label, pictures [N, C, H, W]) pairs, the pictures of each in a row of their own."""
+    panels = [(label, mosaic(np.clip(np.asarray(pictures), 0, 1), len(pictures)))
               for label, pictures in rows]
     draw_pictures(panels, path, title)
 
@@ -366,40 +345,60 @@ MODELS = {'CNN': CNN, 'UNet': UNet, 'DUNet': DUNet}
 STAGES = ['downconv1', 'downconv2', 'rfconv', 'upconv1', 'upconv2']
 
 
-def save_checkpoint(model, path):
-    """Save the weights as a plain state dict, on the CPU, for `torch.load(weights_only=True)`."""
+def save_checkpoint(model, path, colours=None):
+    """Save the weights as a plain state dict, on the CPU, for `torch.load(weights_only=True)`.
+
+    What the weights do not tell goes along in the state dict's metadata, which torch ignores:
+    the name of the model (a UNet's shapes are a DilatedUNet's too) and its colours [K, 3].
+    """
     state = model.state_dict()
     for name in state:
         state[name] = state[name].cpu().contiguous()
-    # A UNet's shapes are a DilatedUNet's too, so the name of the model goes along.
     state._metadata['']['model'] = type(model).__name__
+    if colours is not None:
+        state._metadata['']['colours'] = colours.tolist()
+    content = io.BytesIO()  # torch.save hides what goes wrong with a file
+    torch.save(state, content)
     with whole_file(path) as file:
-        torch.save(state, file)
+        file.write(content.getbuffer())
 
 
 def read_checkpoint(path):
-    """Read a state dict: its tensors, less BatchNorm's counters, and its model's name if it says.
+    """Read a state dict.
 
-    2018's files know neither the counters, which nothing here uses, nor the name.
+    Returns:
+        Its tensors, less BatchNorm's counters, which nothing here uses; the name of its model
+        and its colours [K, 3], or None where it does not tell, as the files of 2018 do not.
+
+    Raises:
+        InputError: the file is no state dict of this assignment.
     """
     with open(path, 'rb') as file:
         try:
             state = torch.load(file, map_location='cpu', weights_only=True)
         except Exception as e:  # a broken or hostile file can raise nearly anything
             raise InputError(f'{path}: not a checkpoint that training saved ({one_line(e)[:100]})') from e
-    ends = ('downconv1.0.weight', 'finalconv.weight')
-    if not (isinstance(state, dict) and all(isinstance(t, torch.Tensor) for t in state.values())
-            and all(end in state and state[end].ndim == 4 and state[end].numel()
-                    and state[end].shape[-1] % 2 for end in ends)):
-        raise InputError(f'{path}: not the weights of a network of this assignment')
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise InputError(f'{path}: not the weights of a network')
     weights = {name: t for name, t in state.items() if not name.endswith('num_batches_tracked')}
-    if not all(t.isfinite().all() for t in weights.values()):
-        raise InputError(f'{path}: some of its weights are not finite; train it again')
-    return weights, getattr(state, '_metadata', {}).get('', {}).get('model')
+    if not all(isinstance(t, torch.Tensor) and t.layout == torch.strided and t.device.type == 'cpu'
+               and t.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+               and t.numel() and t.isfinite().all() for t in weights.values()):
+        raise InputError(f'{path}: not all of its weights are finite numbers; train it again')
+    ends = [weights.get(name) for name in ('downconv1.0.weight', 'finalconv.weight')]
+    if not all(end is not None and end.ndim == 4 and end.shape[-1] % 2 for end in ends):
+        raise InputError(f'{path}: not the weights of a network of this assignment')
+    try:
+        notes = getattr(state, '_metadata', {}).get('', {})
+        saved_as = str(notes.get('model', '')) or None
+        colours = np.array(notes['colours'], np.float32) if 'colours' in notes else None
+    except (AttributeError, TypeError, ValueError) as e:
+        raise InputError(f'{path}: its notes on model and colours are damaged') from e
+    return weights, saved_as, colours if colours is None else check_colours(colours, path)
 
 
 def load_model(make_model, path, kernel=None, num_filters=None):
-    """Build the network of a checkpoint, one of ours or of the course, in eval mode.
+    """Build the network of a checkpoint, one of ours or of the course.
 
     Args:
         make_model: `make_model(kernel, num_filters, num_colours)` builds it; the three sizes
@@ -407,29 +406,36 @@ def load_model(make_model, path, kernel=None, num_filters=None):
         path: a file that holds a state dict of that model.
         kernel, num_filters: what these sizes have to be, if the user said so.
 
+    Returns:
+        The network in eval mode, and its colours [K, 3] if the file has them, else None.
+
     Raises:
         InputError: the file is no such state dict, or has other sizes.
     """
-    weights, saved_as = read_checkpoint(path)
+    weights, saved_as, colours = read_checkpoint(path)
     filters, _, _, width = weights['downconv1.0.weight'].shape
+    num_colours = len(weights['finalconv.weight'])
     for flag, given, found in (('-k', kernel, width), ('-f', num_filters, filters)):
         if given not in (None, found):
             raise InputError(f'{path} was trained with {flag} {found}: leave out {flag} {given}')
 
     def fits(make):
         with torch.device('meta'):  # no memory for sizes that may be absurd
-            model = make(width, filters, len(weights['finalconv.weight']))
+            model = make(width, filters, num_colours)
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()
                   if not name.endswith('num_batches_tracked')}
         return (saved_as in (None, type(model).__name__)
                 and shapes == {name: tensor.shape for name, tensor in weights.items()})
 
     if not fits(make_model):
-        owners = [name for name, make in MODELS.items() if fits(make)] or [saved_as or 'another']
-        raise InputError(f'{path} belongs to another model: {" or ".join(owners)}')
-    model = make_model(width, filters, len(weights['finalconv.weight']))
+        owners = [name for name, make in MODELS.items() if fits(make)]
+        if saved_as == 'RegressionCNN':
+            owners = [saved_as]
+        raise InputError(f'{path} belongs to another model: {" or ".join(owners)}' if owners else
+                         f'{path} is damaged: its layers do not fit each other')
+    model = make_model(width, filters, num_colours)
     model.load_state_dict(weights, strict=False)
-    return model.eval()
+    return model.eval(), colours
 
 
 # ---------------------------------------------------------------------------
@@ -537,20 +543,21 @@ def train(model, objective, train_set, valid_set, args, draw):
             label = f'Epoch [{epoch}/{args.epochs}]'
             trained = train_epoch(learner, optimizer, objective, *train_set, args.batch_size,
                                   generator, weights.update)
-            say(args, f'{label}, Loss: {trained["loss"]:.4f}, Time (s): {time.time() - start:.0f}')
+            say(args, f'{label}, Loss: {trained["loss"]:.{digits(trained)}f}, '
+                      f'Time (s): {time.time() - start:.0f}')
             valid = run_validation_step(model, objective, *valid_set)
             say(args, f'{label}, {summary(valid)}, Time(s): {time.time() - start:.0f}')
             if not math.isfinite(trained['loss'] + valid['loss']):
                 raise InputError(f'the loss is not finite in epoch {epoch}: try a smaller --learn_rate')
-            save_checkpoint(model, args.checkpoint)
+            save_checkpoint(model, args.checkpoint, args.colours)
             history.append({'epoch': epoch, 'seconds': round(time.time() - start, 3)}
                            | {f'train_{name}': value for name, value in trained.items()}
                            | {f'val_{name}': value for name, value in valid.items()})
             if args.plot:
                 draw(valid, f'_epoch{epoch:02d}')
-    except KeyboardInterrupt:
-        if weights.step:
-            save_checkpoint(model, args.checkpoint)
+    except (KeyboardInterrupt, BrokenPipeError):  # the latter where `| head` has seen enough
+        if weights.step and all(mean.isfinite().all() for mean, _ in weights.pairs):
+            save_checkpoint(model, args.checkpoint, args.colours)
             print(f'interrupted: the weights so far are in {args.checkpoint}', file=sys.stderr)
         raise
     finally:
@@ -575,14 +582,50 @@ def save_history(history, args):
             last = f'{values[-1]:.1%}' if measure == 'accuracy' else f'{values[-1]:.4g}'
             axes.plot(epochs, values, style, marker='.', label=f'{label} (last: {last})')
         if measure == 'accuracy':
-            axes.yaxis.set_major_formatter('{x:.0%}')
+            axes.yaxis.set_major_formatter('{x:.1%}')
         axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(xlabel='epoch', title=measure)
+        axes.set(xlabel='epoch', xlim=(0.5, len(epochs) + 0.5), title=measure)
         axes.grid(alpha=0.3)
         axes.legend()
     figure.suptitle(f'{args.name}, trained on {data_name(args)}')
     with whole_file(args.outdir / f'training_curve_{args.name}.png') as file:
         figure.savefig(file, dpi=120)
+
+
+# ---------------------------------------------------------------------------
+# Files
+# ---------------------------------------------------------------------------
+
+
+def shipped(path):
+    """The path itself, or the same one beside this script if the file is only there."""
+    path = Path(path)
+    return HERE / path if (HERE / path).exists() and not path.exists() else path
+
+
+def make_folder(path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as e:
+        raise InputError(f'{path} cannot be a folder, a file is in its way: choose another') from e
+
+
+@contextmanager
+def whole_file(path):
+    """Open a file to write bytes to; it takes its place at `path` only once it is complete."""
+    path = Path(os.path.realpath(path))  # a link goes on pointing to the file
+    make_folder(path.parent)
+    if path.exists() and not path.is_file():
+        raise InputError(f'{path} is not a file: choose another name')
+    beside = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        with open(beside, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------------------
@@ -599,21 +642,26 @@ def data_name(args):
     return 'sample pictures' if args.data == 'sample' else 'the horses of CIFAR-10'
 
 
+def digits(metrics):
+    """Decimals of a loss: four of a cross entropy, as in the course; squared errors are small."""
+    return 4 if 'accuracy' in metrics else 5
+
+
 def summary(metrics):
     """The course's words for validation metrics."""
-    if 'accuracy' in metrics:
-        return f'Val Loss: {metrics["loss"]:.4f}, Val Acc: {metrics["accuracy"]:.1%}'
-    return f'Val Loss: {metrics["loss"]:.5f}, PSNR: {psnr(metrics["loss"]):.2f} dB'
+    more = (f'Val Acc: {metrics["accuracy"]:.1%}' if 'accuracy' in metrics else
+            f'PSNR: {psnr(metrics["loss"]):.2f} dB')
+    return f'Val Loss: {metrics["loss"]:.{digits(metrics)}f}, {more}'
 
 
 class Parser(argparse.ArgumentParser):
     """Takes a pasted en or em dash before a flag for hyphens; a wrong use gives one line."""
 
     def parse_args(self, argv=None):
-        dashes = re.compile('^[–—][-–—]*(?=[A-Za-z])')
         argv = sys.argv[1:] if argv is None else argv
-        return super().parse_args([dashes.sub('-' if len(dashes.sub('', a)) == 1 else '--', a)
-                                   for a in argv])
+        argv = [re.sub('^[–—][-–—]*(?=[a-z]([^a-z]|$))', '-', argument) for argument in argv]
+        return super().parse_args([re.sub('^[–—][-–—]*(?=[a-z])', '--', argument)
+                                   for argument in argv])
 
     def error(self, message):
         self.exit(2, f'error: {one_line(message)}; see {self.prog} --help\n')
@@ -672,6 +720,8 @@ def parse_args(argv=None):
     parser.add_argument('--kmeans', type=number(int, 2, 256), metavar='K',
                         help='find K colours by k-means, write them into colour/, and stop')
     args = parser.parse_args(argv)
+    if args.kmeans and (args.model or args.valid):
+        parser.error('--kmeans only finds colours: leave out --model and --valid')
     if not (args.model or args.kmeans):
         parser.error('choose a network with --model CNN, UNet or DUNet')
     if args.valid and not args.checkpoint:
@@ -688,29 +738,40 @@ def choose_device(args):
     return torch.device('cpu')
 
 
-def prepare_training(args):
+def prepare_training(args, file_name):
     """Fill in what a checkpoint would tell, and find out now if the results cannot be written."""
     args.kernel = args.kernel or 3
     args.num_filters = args.num_filters or 32
-    file_name = f'{args.name.lower()}_k{args.kernel}_f{args.num_filters}.pkl'
+    file_name = f'{file_name}_k{args.kernel}_f{args.num_filters}.pkl'
     args.checkpoint = args.checkpoint or args.outdir / file_name
     if args.checkpoint.is_dir():
         raise InputError(f'{args.checkpoint} is a folder; --checkpoint needs the name of a file')
     for folder in (args.outdir, args.checkpoint.parent):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         tempfile.TemporaryFile(dir=folder).close()
     torch.manual_seed(args.seed)
 
 
-def choose_colours(args, num_colours=None):
-    """The colours of --colours, or the shipped ones: as many as the checkpoint has, if one has."""
+def choose_colours(args, num_colours=None, saved=None):
+    """The colours of --colours, or of the checkpoint, or the shipped ones that are as many.
+
+    Args:
+        num_colours, saved: how many the checkpoint has, and which if it says.
+
+    Raises:
+        InputError: there are none, or --colours contradicts the checkpoint.
+    """
+    if saved is not None and args.colours is None:
+        return saved
     path = shipped(args.colours or colour_file(num_colours or NUM_COLOURS))
     if not path.exists():
         raise InputError(f'{path} is missing: name a file of {num_colours or "the"} colours with '
-                         f'--colours, or make one with --kmeans')
+                         '--colours, or make one with --kmeans')
     colours = load_colours(path)
     if num_colours not in (None, len(colours)):
         raise InputError(f'the checkpoint has {num_colours} colours, {path} has {len(colours)}')
+    if saved is not None and not np.allclose(saved, colours):
+        raise InputError(f'the checkpoint was trained with other colours than {path}: leave out -c')
     return colours
 
 
@@ -779,11 +840,11 @@ def main():
         return find_colours(args)
     if args.valid:
         args.checkpoint = shipped(args.checkpoint)
-        model = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
-        colours = choose_colours(args, len(model.finalconv.bias))
+        model, saved = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
+        args.colours = colours = choose_colours(args, len(model.finalconv.bias), saved)
     else:
-        prepare_training(args)
-        colours = choose_colours(args)
+        prepare_training(args, args.model.lower())
+        args.colours = colours = choose_colours(args)
         model = MODELS[args.model](args.kernel, args.num_filters, len(colours))
     run_network(args, model, classification, lambda rgb: get_rgb_cat(rgb, colours),
                 lambda scores: most_likely(scores, colours), f'eval_{args.name}')
@@ -795,10 +856,17 @@ def run(main):
         main()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except InputError as e:
         sys.exit(f'error: {one_line(e)}')
     except OSError as e:
         sys.exit(f'error: {e.filename}: {e.strerror}' if e.filename else f'error: {one_line(e)}')
+    except (MemoryError, RuntimeError) as e:
+        if isinstance(e, RuntimeError) and 'memory' not in str(e):
+            raise
+        sys.exit('error: there is not enough memory: try a smaller --num_filters or --batch_size')
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images:
 60,000 colour pictures of 32x32 pixels in ten classes.
 """
 
+import lzma
 import pickle
 import socket
 import sys
@@ -61,6 +62,8 @@ def load_cifar10(where=None):
     """
     if where == 'sample':
         return load_sample()
+    if where == '':
+        raise InputError('--data names no folder: leave it out, or name one')
     where = HERE / 'data' if where is None else Path(where)
     if (where / TEST_BATCH).exists():
         batches = read_folder(where)
@@ -117,7 +120,7 @@ def read_archive(path):
                     if member.size > LARGEST_BATCH:
                         raise InputError(f'{path}: {name} is too large; get the data set again')
                     yield name, archive.extractfile(member)
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as e:
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as e:
         raise InputError(f'{path}: cannot be read ({one_line(e)}); get the data set again') from e
 
 
@@ -152,15 +155,6 @@ class PickledArray:
             self.value = np.frombuffer(data, dtype).reshape(shape, order='F' if fortran else 'C')
 
 
-def pickled_scalar(dtype, data):
-    return np.frombuffer(data, np.dtype(dtype.code))[0]
-
-
-def encode_latin1(text, _):
-    """How Python 3 writes bytes for Python 2."""
-    return text.encode('latin1')
-
-
 class ArrayUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays, lists, dicts and numbers, and can run no code.
 
@@ -177,10 +171,16 @@ class ArrayUnpickler(pickle.Unpickler):
             case 'numpy', 'dtype':
                 return PickledDtype
             case 'numpy.core.multiarray', 'scalar':
-                return pickled_scalar
-            case '_codecs', 'encode':
-                return encode_latin1
+                return self.make_scalar
+            case '_codecs', 'encode':  # how Python 3 writes bytes for Python 2
+                return self.encode_latin1
         raise pickle.UnpicklingError(f'it asks for {module}.{name}, which no data needs')
+
+    def make_scalar(self, dtype, data):
+        return np.frombuffer(data, np.dtype(dtype.code))[0]
+
+    def encode_latin1(self, text, _):
+        return text.encode('latin1')
 
 
 def safe_unpickle(file):
@@ -207,7 +207,7 @@ def read_batch(file):
     batch = safe_unpickle(file)
     if not isinstance(batch, dict):
         raise InputError('is not a batch of CIFAR-10')
-    batch = {as_text(key): value for key, value in batch.items()}
+    batch = {as_text(key): value for key, value in batch.items() if isinstance(key, (bytes, str))}
     data, labels = batch.get('data'), batch.get('labels')
     x = data.value if isinstance(data, PickledArray) else None
     if getattr(x, 'shape', None) != (PICTURES_A_BATCH, PIXELS) or x.dtype != np.uint8:

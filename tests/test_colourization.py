@@ -5,6 +5,7 @@ import pickle
 import struct
 from argparse import Namespace
 from collections import OrderedDict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ import colourization
 from colour_regression import RegressionCNN
 from colourization import (CNN, DUNet, UNet, AverageOfWeights, batches, classification, draw_pictures,
                            get_cat_rgb, get_rgb_cat, kmeans_colours, load_colours, load_model, mosaic,
-                           nearest_colours, process, psnr, run_validation_step, save_checkpoint,
-                           train_epoch, whole_file)
+                           nearest_colours, parse_args, process, psnr, run_validation_step,
+                           save_checkpoint, save_history, shipped, train_epoch, whole_file)
 from load_data import InputError, load_cifar10
 from test_data import Runs, python2_string
 
@@ -119,7 +120,8 @@ def npy(array):
     b'', b'no colours', npy(np.zeros((24, 4))), npy(np.zeros(24)), npy(np.zeros((0, 3))),
     npy(np.zeros((1, 3))), npy(np.zeros((24, 3), int)), npy(np.full((24, 3), np.nan)),
     npy(np.full((24, 3), 255.0)), npy(np.full((24, 3), -0.1)), npy(np.full((24, 3), 0.5))[:-1],
-    npy(np.array([['a', 'b', 'c']] * 2)), object_file(1), object_file([1, 2]),
+    npy(np.array([['a', 'b', 'c']] * 2)), npy(np.zeros((24, 3))).replace(b'(24', b'(((')
+    , object_file(1), object_file([1, 2]),
     object_file(np.array([1, 2], object))])
 def test_wrong_colour_files_are_refused(content, tmp_path):
     path = tmp_path / 'colours.npy'
@@ -231,11 +233,18 @@ def test_checkpoint_is_a_plain_state_dict_that_tells_its_size(make, tmp_path):
     state = torch.load(tmp_path / 'w.pkl', weights_only=True)
     assert state.keys() == model.state_dict().keys()
     assert all(t.is_contiguous() and t.device.type == 'cpu' for t in state.values())
-    loaded = load_model(make, tmp_path / 'w.pkl')
+    loaded, colours = load_model(make, tmp_path / 'w.pkl')
+    assert colours is None
     assert not loaded.training
     for name, tensor in loaded.state_dict().items():
         assert 'num_batches_tracked' in name or torch.equal(tensor, model.state_dict()[name])
     make(5, 8, 11).load_state_dict(state)  # for users who do it by hand
+
+
+def test_checkpoint_tells_its_colours(tmp_path):
+    colours = np.random.default_rng(7).random((5, 3), dtype=np.float32)
+    save_checkpoint(CNN(3, 4, 5), tmp_path / 'w.pkl', colours)
+    assert np.array_equal(load_model(CNN, tmp_path / 'w.pkl')[1], colours)
 
 
 @pytest.mark.parametrize('saved, asked', [
@@ -291,7 +300,7 @@ def test_checkpoint_of_2018_loads_on_the_cpu(make, tmp_path):
     model.load_state_dict(state, strict=False)
     (tmp_path / 'gpu.pkl').write_bytes(checkpoint_2018(state))
     x = torch.rand(2, 1, 32, 32)
-    assert torch.equal(load_model(make, tmp_path / 'gpu.pkl')(x), model(x))
+    assert torch.equal(load_model(make, tmp_path / 'gpu.pkl')[0](x), model(x))
 
 
 def test_checkpoint_runs_no_code(tmp_path):
@@ -316,8 +325,15 @@ def test_broken_checkpoints_are_refused(tmp_path):
     for wrong in (1, [state], {}, {'w': torch.zeros(3)}, state | {'more': 1},
                   {name: t * np.nan for name, t in state.items()},
                   {name: t for name, t in state.items() if name != 'rfconv.0.bias'},
-                  state | {'finalconv.weight': torch.zeros(5, 5, 5, 5)}):
+                  state | {'finalconv.weight': torch.zeros(5, 5, 5, 5)}, state | {7: torch.zeros(1)},
+                  state | {'finalconv.bias': torch.zeros(5).to_sparse()},
+                  {name: t[..., :2, :2] if t.ndim == 4 else t for name, t in state.items()}):
         torch.save(wrong, path)
+        with pytest.raises(InputError, match='w.pkl'):
+            load_model(CNN, path)
+    for notes in (5, {'': None}, {'': {'colours': [[1, 2], 3]}}, {'': {'colours': [[2., 0., 0.]] * 5}}):
+        state._metadata = notes
+        torch.save(state, path)
         with pytest.raises(InputError, match='w.pkl'):
             load_model(CNN, path)
 
@@ -396,12 +412,13 @@ def test_average_of_weights_has_the_closed_form_of_polynomial_decay():
     for t in range(1, 60):
         values.append(float(np.sin(t)))
         counts.append(np.exp(sum(np.log(t + i) for i in range(eta))))
-        for p in learner.parameters():
-            torch.nn.init.constant_(p, values[-1])
+        for tensor in learner.state_dict().values():  # BatchNorm's statistics too
+            tensor.fill_(values[-1])
         weights.update()
     expected = np.average(values, weights=counts)
-    for p in mean.parameters():
-        assert p.detach().numpy() == pytest.approx(expected, abs=1e-6)
+    for name, tensor in mean.state_dict().items():
+        if 'num_batches_tracked' not in name:
+            assert tensor.numpy() == pytest.approx(expected, abs=1e-6)
 
 
 def test_psnr_of_a_tenth_is_twenty_decibels():
@@ -410,7 +427,7 @@ def test_psnr_of_a_tenth_is_twenty_decibels():
 
 def training(tmp_path, **changes):
     args = Namespace(batch_size=4, epochs=2, learn_rate=0.001, seed=0, plot=False, name='UNet',
-                     data='sample', outdir=tmp_path, checkpoint=tmp_path / 'w.pkl')
+                     data='sample', outdir=tmp_path, checkpoint=tmp_path / 'w.pkl', colours=None)
     vars(args).update(changes)
     torch.manual_seed(args.seed)
     data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
@@ -438,18 +455,79 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(tmp_path,
     assert (tmp_path / 'history_UNet.csv').read_text().count('\n') == 2
 
 
-def test_interrupted_training_is_saved(tmp_path, monkeypatch):
-    real, steps = AverageOfWeights.update, []
+@pytest.mark.parametrize('steps', [1, 2, 5])
+def test_interrupted_training_is_saved(steps, tmp_path, monkeypatch):
+    """After steps of the first epoch, of three steps, and of the second; the average is saved."""
+    real, averages = AverageOfWeights.update, []
 
-    def interrupt_in_the_second_epoch(self):
+    def interrupt(self):
         real(self)
-        steps.append(1)
-        if len(steps) == 5:
+        averages.append([mean.clone() for mean, _ in self.pairs])
+        if len(averages) == steps:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(AverageOfWeights, 'update', interrupt_in_the_second_epoch)
+    monkeypatch.setattr(AverageOfWeights, 'update', interrupt)
     with pytest.raises(KeyboardInterrupt):
         training(tmp_path)
-    load_model(UNet, tmp_path / 'w.pkl')
-    assert (tmp_path / 'history_UNet.csv').read_text().count('\n') == 2
-    assert (tmp_path / 'training_curve_UNet.png').exists()
+    saved, _ = load_model(UNet, tmp_path / 'w.pkl')
+    saved = [t for t in saved.state_dict().values() if t.is_floating_point()]
+    assert all(torch.equal(a, b) for a, b in zip(saved, averages[-1], strict=True))
+    history = tmp_path / 'history_UNet.csv'
+    assert (history.read_text().count('\n') if history.exists() else 1) == 1 + steps // 3
+    assert (tmp_path / 'training_curve_UNet.png').exists() == (steps > 3)
+
+
+def test_interruption_before_the_first_step_leaves_an_older_file_alone(tmp_path, monkeypatch):
+    (tmp_path / 'w.pkl').write_text('older')
+    monkeypatch.setattr(torch, 'randperm', lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        training(tmp_path)
+    assert (tmp_path / 'w.pkl').read_text() == 'older'
+
+
+def test_curves_show_the_history(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: drawn.append(figure))
+    history = [{'epoch': e, 'seconds': e, 'train_loss': 3 - e, 'train_accuracy': e / 10,
+                'val_loss': 4 - e, 'val_accuracy': e / 20} for e in (1, 2, 3)]
+    save_history(history, Namespace(name='UNet', outdir=tmp_path, data='sample'))
+    (figure,) = drawn
+    for axes, measure in zip(figure.axes, ('loss', 'accuracy'), strict=True):
+        for line, part in zip(axes.lines, ('train', 'val'), strict=True):
+            assert list(line.get_xdata()) == [1, 2, 3]
+            assert list(line.get_ydata()) == [record[f'{part}_{measure}'] for record in history]
+    assert 'UNet' in figure.get_suptitle() and 'sample' in figure.get_suptitle()
+    rows = (tmp_path / 'history_UNet.csv').read_text().splitlines()
+    assert rows[0].split(',') == list(history[0])
+    assert [[float(v) for v in row.split(',')] for row in rows[1:]] == [[*r.values()] for r in history]
+
+
+def test_flags_have_the_defaults_of_the_course():
+    args = vars(parse_args(['-m', 'UNet']))
+    assert args.items() >= {'model': 'UNet', 'checkpoint': None, 'valid': False, 'batch_size': 100,
+                            'epochs': 25, 'learn_rate': 0.001, 'seed': 0, 'gpu': False, 'plot': False,
+                            'data': None, 'kmeans': None, 'outdir': Path('outputs')}.items()
+
+
+def test_files_of_the_user_come_before_the_shipped_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = 'colour/colour_kmeans24_cat7.npy'
+    assert shipped(name) == ROOT / name
+    (tmp_path / 'colour').mkdir()
+    (tmp_path / name).write_bytes(b'mine')
+    assert shipped(name).read_bytes() == b'mine'
+
+
+def test_file_behind_a_link_is_written_and_what_is_no_file_is_not(tmp_path):
+    (tmp_path / 'link').symlink_to(tmp_path / 'file')
+    with whole_file(tmp_path / 'link') as file:
+        file.write(b'new')
+    assert (tmp_path / 'link').is_symlink() and (tmp_path / 'file').read_bytes() == b'new'
+    with pytest.raises(InputError, match='not a file'):
+        with whole_file(tmp_path):
+            pass
+    with pytest.raises(InputError, match='a file is in its way'):
+        with whole_file(tmp_path / 'file' / 'below'):
+            pass

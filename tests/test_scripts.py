@@ -13,8 +13,11 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+import colourization
+from colour_regression import RegressionCNN
 from colourization import run
 from conftest import ROOT
+from load_data import load_cifar10
 
 EPOCH_LINES = [r'Epoch \[{e}/2\], Loss: \d+\.\d{{4}}, Time \(s\): \d+',
                r'Epoch \[{e}/2\], Val Loss: \d+\.\d{{4}}, Val Acc: \d+\.\d%, Time\(s\): \d+']
@@ -67,7 +70,7 @@ def test_pasted_dashes_work_and_validation_repeats_what_training_ended_with(trai
     folder, printed = trained
     done = run_script('colourization.py', f'{dash}model', 'DUNet', f'{dash}checkpoint',
                       folder / 'DUNet.pkl', f'{dash}valid', f'{dash}data=sample',
-                      f'{dash[:1]}b', 10)
+                      f'{dash[:1]}b', 10, f'{dash[:1]}f4')
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == printed['DUNet'][-1]
 
@@ -106,7 +109,7 @@ def test_regression_is_trained(run_script, tmp_path):
     assert done.returncode == 0 and done.stderr == '', done.stderr
     losses = [float(x) for x in re.findall(r'Epoch .* Val Loss: ([\d.]+)', done.stdout)]
     assert len(losses) == 2 and losses[1] < losses[0]
-    assert torch.load(tmp_path / 'outputs/regressioncnn_k3_f4.pkl',
+    assert torch.load(tmp_path / 'outputs/regression_cnn_k3_f4.pkl',
                       weights_only=True)['finalconv.bias'].shape == (3,)
     assert is_picture(tmp_path / 'outputs/training_curve_RegressionCNN.png')
 
@@ -139,6 +142,111 @@ def test_missing_gpu_gives_one_warning(run_script):
     assert re.fullmatch('warning: .*CPU.*\n', done.stderr)
 
 
+def pictures_in(picture, columns):
+    """The pictures [N, H, W, C] of a mosaic of 32x32 ones, cut out again."""
+    return np.stack([picture[:, 33 * i:33 * i + 32] for i in range(columns)])
+
+
+@pytest.fixture
+def call_script(tmp_path, monkeypatch):
+    """Run a script in this process, in an empty folder; what it draws is handed back instead."""
+    def call(command):
+        script, *flags = shlex.split(command)
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', [f'{script}.py', *flags])
+        module, drawn = importlib.import_module(script), {}
+        for owner in (colourization, module):
+            monkeypatch.setattr(owner, 'draw_pictures', raising=False, value=(
+                lambda panels, path, title, **_: drawn.update({path.name: (panels, title)})))
+        run(module.main)
+        return drawn
+    return call
+
+
+@pytest.mark.parametrize('model', ['CNN', 'UNet', 'DUNet', 'RegressionCNN'])
+def test_figure_shows_the_first_ten_validation_pictures(model, call_script):
+    _, (x_test, _) = load_cifar10('sample')
+    truth = x_test[:10].astype(np.float32) / 256
+    grey = torch.from_numpy(truth.mean(axis=1, keepdims=True))
+    name = 'regression_cnn' if model == 'RegressionCNN' else model.lower()
+    make = RegressionCNN(3, 32) if model == 'RegressionCNN' else colourization.MODELS[model](3, 32, 24)
+    make.load_state_dict(torch.load(ROOT / f'weights/{name}_k3_f32.pkl', weights_only=True))
+    with torch.no_grad():
+        output = make.eval()(grey).numpy()
+    if model == 'RegressionCNN':
+        expected = output.clip(0, 1).transpose(0, 2, 3, 1)
+        drawn = call_script('colour_regression --data sample')['regression_output.png']
+    else:
+        expected = np.load(ROOT / 'colour/colour_kmeans24_cat7.npy')[output.argmax(axis=1)]
+        drawn = call_script(f'colourization -m {model} --valid --data sample '
+                            f'--checkpoint weights/{name}_k3_f32.pkl')[f'eval_{model}.png']
+    panels, title = drawn
+    assert 'sample' in title and model in title
+    assert [label.split(':')[0] for label, _ in panels] == ['grey', 'truth', 'prediction']
+    rows = [pictures_in(picture, 10) for _, picture in panels]
+    assert np.array_equal(rows[0], grey.numpy().transpose(0, 2, 3, 1))
+    assert np.array_equal(rows[1], truth.transpose(0, 2, 3, 1))
+    assert (np.abs(rows[2] - expected) < 1e-4).mean() > 0.999  # but for ties within rounding
+
+
+def test_activations_are_of_the_pictures_asked_for(call_script):
+    _, (x_test, _) = load_cifar10('sample')
+    drawn = call_script('activations 5 2 -m UNet --data sample --checkpoint weights/unet_k3_f32.pkl')
+    for i in (2, 5):
+        ((_, grey),), title = drawn[f'filter_input_{i}.png']
+        ((_, rgb),), _ = drawn[f'filter_input_rgb_{i}.png']
+        assert grey[..., 0] == pytest.approx(x_test[i].mean(axis=0) / 256)
+        assert rgb == pytest.approx(x_test[i].transpose(1, 2, 0) / 256)
+        assert 'sample' in title and f'picture {i}' in title
+        panels, _ = drawn[f'overview_{i}.png']
+        assert len(panels) == 8 and panels[0][1] is grey and panels[-1][1] is rgb
+
+
+def test_same_seed_gives_the_same_checkpoint(run_script, tmp_path):
+    def train(name, seed):
+        done = run_script('colourization.py', '-m', 'CNN', '--data', 'sample', '-e', 1, '-f', 2,
+                          '-s', seed, '--checkpoint', name)
+        assert done.returncode == 0 and all(line.endswith('(sample)') for line in done.stdout.splitlines())
+        return torch.load(tmp_path / name, weights_only=True)
+
+    first, second, other = train('a', 3), train('b', 3), train('c', 4)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first['finalconv.weight'], other['finalconv.weight'])
+
+
+def test_colours_of_a_checkpoint_need_not_be_repeated(run_script, tmp_path):
+    rng = np.random.default_rng(0)
+    np.save(tmp_path / 'mine.npy', rng.random((24, 3), dtype=np.float32))
+    flags = ['-m', 'CNN', '--data', 'sample', '--checkpoint', 'w.pkl']
+    trained = run_script('colourization.py', *flags, '-e', 1, '-f', 2, '-c', 'mine.npy')
+    again = run_script('colourization.py', *flags, '--valid')
+    assert again.stdout.splitlines()[-1] == trained.stdout.splitlines()[-1]
+    np.save(tmp_path / 'other.npy', rng.random((24, 3), dtype=np.float32))
+    assert fails(run_script('colourization.py', *flags, '--valid', '-c', 'other.npy'), 1, 'other.npy')
+
+
+@pytest.mark.parametrize('name, ignored', [
+    ('outputs/eval_UNet.png', True), ('outputs/act_CNN_0/overview_0.png', True),
+    ('outputs/unet_k3_f32.pkl', True), ('unet_k3_f32.pkl', True), ('data', True),
+    ('colour/colour_kmeans12_cat7.npy', True),
+    ('colour/colour_kmeans24_cat7.npy', False), ('weights/unet_k3_f32.pkl', False),
+    ('outputs/figures/eval_UNet.png', False), ('outputs/a2-writeup.tex', False)])
+def test_git_ignores_what_the_scripts_write_and_keeps_what_is_shipped(name, ignored):
+    if not (ROOT / '.git').exists():
+        pytest.skip('not a git checkout')
+    done = subprocess.run(['git', 'check-ignore', '-q', '--no-index', name], cwd=ROOT)
+    assert done.returncode == (0 if ignored else 1)
+
+
+def test_closed_output_ends_the_program_quietly_and_saves(tmp_path):
+    done = subprocess.run(
+        f'{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / "colourization.py"))} -m CNN -f 2 -e 50 '
+        '--data sample --checkpoint w.pkl | head -1',
+        shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.stdout.count('\n') == 1 and 'Traceback' not in done.stderr
+    assert torch.load(tmp_path / 'w.pkl', weights_only=True)
+
+
 def fails(done, status, *words):
     """Whether a script ended with a status and one line of error that has the words."""
     line, = done.stderr.splitlines()
@@ -168,7 +276,9 @@ def test_without_network_one_line_says_what_to_do(run_script, tmp_path):
     ('colourization --model UNet -l nan', 2, 'nan'),
     ('colourization --model UNet -s -1', 2, '-s'),
     ('colourization --kmeans 1', 2, '--kmeans'),
+    ('colourization --kmeans 24 --model UNet', 2, '--kmeans'),
     ('colourization --model UNet --nonsense', 2, '--nonsense'),
+    ("colourization --model UNet --data ''", 1, '--data'),
     ('colourization -m UNet --valid --checkpoint missing.pkl', 1, 'missing.pkl'),
     ('colourization -m CNN --valid --checkpoint weights/unet_k3_f32.pkl', 1, 'UNet'),
     ('colourization -m UNet --valid --checkpoint weights/dunet_k3_f32.pkl', 1, 'DUNet'),
@@ -183,7 +293,8 @@ def test_without_network_one_line_says_what_to_do(run_script, tmp_path):
     ('colourization -m CNN --checkpoint .', 1, 'folder'),
     ('colourization -m CNN --data missing.tar.gz', 1, 'missing.tar.gz'),
     ('colourization -m CNN --data text', 1, 'text'),
-    ('colourization -m CNN --outdir text', 1, 'text'),
+    ('colourization -m CNN --outdir text', 1, 'text cannot be a folder'),
+    ('colourization -m CNN --checkpoint text/w.pkl', 1, 'text cannot be a folder'),
     ('colour_regression --checkpoint weights/cnn_k3_f32.pkl', 1, 'CNN'),
     ('colour_regression --checkpoint missing.pkl', 1, 'missing.pkl'),
     ('activations', 2, '--checkpoint'),
@@ -206,6 +317,23 @@ def test_wrong_use_gives_one_line(arguments, status, word, tmp_path, monkeypatch
     assert line.startswith('error: ') and '\n' not in line and word in line
     assert printed.out == ''
     assert not list(tmp_path.glob('**/*.pkl'))
+
+
+@pytest.mark.parametrize('error', [
+    MemoryError(), torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB'),
+    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")])
+def test_too_little_memory_is_said_in_one_line(error):
+    def main():
+        raise error
+    with pytest.raises(SystemExit, match='^error: .* memory.*--batch_size$'):
+        run(main)
+
+
+def test_mistakes_of_the_program_itself_are_not_hidden():
+    def main():
+        raise RuntimeError('shapes do not match')
+    with pytest.raises(RuntimeError, match='shapes'):
+        run(main)
 
 
 def test_wrong_use_ends_a_script_with_its_status(run_script):
