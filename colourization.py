@@ -577,7 +577,8 @@ def save_history(history, args):
     measures = [name.removeprefix('val_') for name in history[0] if name.startswith('val_')]
     figure = Figure(figsize=(5 * len(measures), 3.6), layout='constrained')
     for axes, measure in zip(np.ravel(figure.subplots(1, len(measures))), measures):
-        for part, label, style in (('train', 'training', '--'), ('val', 'validation', '-')):
+        for part, label, style in (('train', 'training, while it learns', '--'),
+                                   ('val', 'validation, averaged weights', '-')):
             values = [record[f'{part}_{measure}'] for record in history]
             last = f'{values[-1]:.1%}' if measure == 'accuracy' else f'{values[-1]:.4g}'
             axes.plot(epochs, values, style, marker='.', label=f'{label} (last: {last})')
