@@ -12,8 +12,8 @@ import math
 import torch
 from tqdm import tqdm
 
-from colourization import (MODELS, STAGES, choose_colours, data_name, draw_pictures, load_model,
-                           make_parser, mosaic, most_likely, number, process, run, say, shipped)
+from colourization import (MODELS, STAGES, data_name, draw_pictures, load_trained, make_parser,
+                           mosaic, most_likely, number, process, run, say)
 from load_data import InputError, load_cifar10
 
 
@@ -62,9 +62,7 @@ def main():
     args = parser.parse_args()
     if not args.checkpoint:
         parser.error('name a trained network with --checkpoint FILE')
-    args.checkpoint = shipped(args.checkpoint)
-    model, saved = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
-    colours = choose_colours(args, len(model.finalconv.bias), saved)
+    model, colours = load_trained(args)
 
     rgb, grey = process(*load_cifar10(args.data)[1])
     for index in args.index:

@@ -776,11 +776,18 @@ def choose_colours(args, num_colours=None, saved=None):
     return colours
 
 
+def load_trained(args):
+    """The network in --checkpoint, in eval mode, and its colours [K, 3]."""
+    args.checkpoint = shipped(args.checkpoint)
+    model, saved = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
+    return model, choose_colours(args, len(model.finalconv.bias), saved)
+
+
 def find_colours(args):
     """--kmeans: find colours, write them, and print how far the pixels are from them."""
     rgb, _ = process(*load_cifar10(args.data)[0])
     colours = kmeans_colours(rgb, args.kmeans, args.seed)
-    path = colour_file(args.kmeans, *(['sample'] if args.data == 'sample' else []))
+    path = colour_file(args.kmeans, 'sample' if args.data == 'sample' else f'cat{HORSE}')
     with whole_file(path) as file:
         np.save(file, colours)
     error = np.square(nearest_colours(rgb, colours)[1]).mean()
@@ -840,12 +847,10 @@ def main():
     if args.kmeans:
         return find_colours(args)
     if args.valid:
-        args.checkpoint = shipped(args.checkpoint)
-        model, saved = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
-        args.colours = colours = choose_colours(args, len(model.finalconv.bias), saved)
+        model, colours = load_trained(args)
     else:
         prepare_training(args, args.model.lower())
-        args.colours = colours = choose_colours(args)
+        args.colours = colours = choose_colours(args)  # they go into the checkpoint
         model = MODELS[args.model](args.kernel, args.num_filters, len(colours))
     run_network(args, model, classification, lambda rgb: get_rgb_cat(rgb, colours),
                 lambda scores: most_likely(scores, colours), f'eval_{args.name}')

@@ -209,9 +209,8 @@ def test_forward_equals_the_network_written_with_torch_functions(model, skips, m
 def receptive_field(model):
     """Rows and columns of a 64x64 input that the output pixel (32, 32) depends on, measured.
 
-    Max pooling hides all but one of its inputs from the gradient, so the union over several
-    random inputs and the mean pooling in its place are taken; weights are made positive so
-    that nothing cancels.
+    Max pooling hides all but one of its inputs from the gradient, so mean pooling takes its
+    place; the weights are made positive so that nothing cancels.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.MaxPool2d):
