@@ -28,6 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from tqdm import tqdm
 
 from load_data import HORSE, InputError, load_cifar10, one_line, safe_unpickle
@@ -136,10 +137,11 @@ def check_colours(colours, path):
 
 MAX_PIXEL = 256.0  # the course divides by 256, not by 255
 SHOWN = 10  # the validation pictures that every figure shows
+MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud']  # handout, question F.1, a to d
 
 
 def process(xs, ys, max_pixel=MAX_PIXEL, category=HORSE):
-    """Select the pictures of one category and make them grey.
+    """Select the pictures of one category, None for all, and make them grey.
 
     Args:
         xs: uint8 pictures [N, 3, 32, 32].
@@ -152,18 +154,76 @@ def process(xs, ys, max_pixel=MAX_PIXEL, category=HORSE):
     Raises:
         InputError: there is no picture of the category.
     """
-    rgb = xs[ys[:, 0] == category].astype(np.float32) / max_pixel
+    if category is not None:
+        xs = xs[ys[:, 0] == category]
+    rgb = xs.astype(np.float32)
+    rgb /= max_pixel
     if len(rgb) == 0:
         raise InputError(f'the data has no picture of category {category}')
     return rgb, rgb.mean(axis=1, keepdims=True)
 
 
-def batches(tensors, batch_size, generator=None):
-    """Cut tensors of N pictures into batches, in a new random order if a generator is given."""
+def hold_out(train, count):
+    """Keep the last horses out of the training pictures, to choose settings on.
+
+    Args:
+        train: pictures [N, 3, 32, 32] and labels [N, 1].
+
+    Returns:
+        The other pictures and labels, and those of the `count` horses.
+
+    Raises:
+        InputError: no horse would be left to train on.
+    """
+    xs, ys = train
+    horses = np.flatnonzero(ys[:, 0] == HORSE)
+    if count >= len(horses):
+        raise InputError(f'--hold_out {count} leaves none of the {len(horses)} training horses')
+    held = horses[-count:]
+    return (np.delete(xs, held, axis=0), np.delete(ys, held, axis=0)), (xs[held], ys[held])
+
+
+def batches(tensors, batch_size, generator=None, augmentations=()):
+    """Cut tensors [N, C, H, W] of the same pictures into batches.
+
+    If a generator is given, they come in a new random order, augmented as `augment` says.
+    """
     n, device = len(tensors[0]), tensors[0].device
     order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
     for indices in order.to(device).split(batch_size):
-        yield [tensor[indices] for tensor in tensors]
+        batch = [tensor[indices] for tensor in tensors]
+        yield augment(batch, augmentations, generator) if set(augmentations) & set(MOVES) else batch
+
+
+def augment(tensors, moves, generator):
+    """Mirror and shift each picture of a batch at random (handout, question F.1, a to d).
+
+    Every second picture is mirrored. A third is shifted one pixel, a third the other way; what
+    is then missing at the edge is reflected.
+
+    Args:
+        tensors: tensors [N, C, H, W] of the same pictures, which move together.
+        moves: any of MOVES; other words change nothing.
+        generator: of the CPU; it decides.
+    """
+    n, _, *sizes = tensors[0].shape
+    device = tensors[0].device
+
+    def sources(size, flip, shift):
+        """Which pixel of the old rows or columns each new one takes, [N, size]."""
+        places = torch.arange(size).expand(n, size)
+        if shift in moves:
+            places = (places + torch.randint(-1, 2, (n, 1), generator=generator)).abs()
+            places = size - 1 - (size - 1 - places).abs()
+        if flip in moves:
+            mirrored = torch.randint(2, (n, 1), generator=generator) == 1
+            places = torch.where(mirrored, size - 1 - places, places)
+        return places.to(device)
+
+    rows = sources(sizes[0], 'flip_ud', 'shift_ud')[:, :, None]
+    columns = sources(sizes[1], 'flip_lr', 'shift_lr')[:, None, :]
+    pictures = torch.arange(n, device=device)[:, None, None]
+    return [tensor[pictures, :, rows, columns].movedim(-1, 1) for tensor in tensors]
 
 
 def mosaic(pictures, columns):
@@ -445,7 +505,7 @@ def load_model(make_model, path, kernel=None, num_filters=None):
 
 def classification(scores, cats):
     """Pixel-wise cross entropy and accuracy of scores [N, K, H, W] for colours [N, 1, H, W]."""
-    cats = cats[:, 0]
+    cats = cats[:, 0].long()
     return {'loss': F.cross_entropy(scores, cats),
             'accuracy': (scores.argmax(dim=1) == cats).float().mean()}
 
@@ -463,20 +523,18 @@ def average(results):
             for name in results[0][1]}
 
 
-def train_epoch(model, optimizer, objective, grey, target, batch_size, generator, after_step):
-    """One pass over the training pictures in random order; returns the means of the metrics.
+def train_epoch(model, optimizer, objective, loader, after_step):
+    """One pass over the training pictures; returns the means of the metrics.
 
     Args:
         objective: `objective(outputs, targets)` gives the metrics of a batch, like
             `classification`; the network learns to make its 'loss' small.
-        grey, target: the pictures [N, 1, H, W] and what to predict, [N, ., H, W].
-        generator: decides the order.
+        loader: the batches: grey pictures [N, 1, H, W] and what to predict, [N, ., H, W].
         after_step: called after each step.
     """
     model.train()
     results = []
-    for x, y in tqdm(batches((grey, target), batch_size, generator), 'training',
-                     math.ceil(len(grey) / batch_size), leave=False, disable=None):
+    for x, y in loader:
         metrics = objective(model(x), y)
         optimizer.zero_grad()
         metrics['loss'].backward()
@@ -520,6 +578,11 @@ def run_validation_step(model, objective, grey, target, batch_size=100):
 def train(model, objective, train_set, valid_set, args, draw):
     """Train a network with Adam; after every epoch validate it, print the course's lines, save it.
 
+    With weight decay it is AdamW: Loshchilov and Hutter (2019), Decoupled weight decay
+    regularization. The one-cycle schedule raises the learning rate from 1/25 of its peak over
+    the first three tenths of the steps and then lowers it to nearly nothing: Smith and Topin
+    (2019), Super-convergence.
+
     The network ends up with the average of its last weights. Whatever happens, the history of
     the epochs done and their curve are written in the end.
 
@@ -535,14 +598,25 @@ def train(model, objective, train_set, valid_set, args, draw):
     """
     learner = copy.deepcopy(model)
     weights = AverageOfWeights(model, learner)
-    optimizer = torch.optim.Adam(learner.parameters(), lr=args.learn_rate)
+    optimizer = torch.optim.AdamW(learner.parameters(), args.learn_rate,
+                                  weight_decay=args.weight_decay)
+    steps = math.ceil(len(train_set[0]) / args.batch_size)  # an epoch
+    scheduler = (OneCycleLR(optimizer, args.learn_rate, args.epochs * steps, cycle_momentum=False)
+                 if args.schedule == 'onecycle' else ConstantLR(optimizer, factor=1))
+
+    def after_step():
+        weights.update()
+        scheduler.step()
+
     generator = torch.Generator().manual_seed(args.seed)
     history, start = [], time.time()
     try:
         for epoch in range(1, args.epochs + 1):
             label = f'Epoch [{epoch}/{args.epochs}]'
-            trained = train_epoch(learner, optimizer, objective, *train_set, args.batch_size,
-                                  generator, weights.update)
+            loader = batches(train_set, args.batch_size, generator, args.augment)
+            trained = train_epoch(learner, optimizer, objective,
+                                  tqdm(loader, 'training', steps, leave=False, disable=None),
+                                  after_step)
             say(args, f'{label}, Loss: {trained["loss"]:.{digits(trained)}f}, '
                       f'Time (s): {time.time() - start:.0f}')
             valid = run_validation_step(model, objective, *valid_set)
@@ -703,6 +777,17 @@ def add_training_flags(parser):
                         help='passes over the training pictures (default: %(default)s)')
     parser.add_argument('-l', '--learn_rate', type=number(float, 1e-12, 10), default=0.001,
                         metavar='R', help='step size of Adam (default: %(default)s)')
+    parser.add_argument('--schedule', choices=['constant', 'onecycle'], default='constant',
+                        help='of the learning rate: onecycle raises it to -l and lowers it again '
+                             '(default: %(default)s)')
+    parser.add_argument('--weight_decay', type=number(float, 0, 10), default=0.0, metavar='D',
+                        help='pull of the weights towards zero (default: %(default)s)')
+    parser.add_argument('--augment', nargs='+', choices=[*MOVES, 'classes'], default=[],
+                        metavar='WAY', help='vary the training pictures: any of %(choices)s; '
+                        'classes trains on all ten (default: none)')
+    parser.add_argument('--hold_out', type=number(int, 0, 10**6), default=0, metavar='N',
+                        help='to choose settings: keep N training horses back and validate on '
+                             'them, not on the test horses (default: %(default)s)')
     parser.add_argument('-s', '--seed', type=number(int, 0, 2**31), default=0, metavar='S',
                         help='the same seed gives the same numbers (default: %(default)s)')
     parser.add_argument('--gpu', action='store_true', help='use the GPU, if there is one')
@@ -813,12 +898,16 @@ def run_network(args, model, objective, target_of, picture_of, file_name):
     def grey_and_target(rgb, grey):
         return [torch.from_numpy(array).to(device) for array in (grey, target_of(rgb))]
 
-    pictures = load_cifar10(args.data)
-    train_set = None if args.valid else grey_and_target(*process(*pictures[0]))
-    rgb, grey = process(*pictures[1])
+    train_pictures, valid_pictures = load_cifar10(args.data)
+    if args.hold_out:
+        train_pictures, valid_pictures = hold_out(train_pictures, args.hold_out)
+    if not args.valid:
+        category = None if 'classes' in args.augment else HORSE
+        train_set = grey_and_target(*process(*train_pictures, category=category))
+    rgb, grey = process(*valid_pictures)
     valid_set = grey_and_target(rgb, grey)
     rgb, grey = rgb[:SHOWN], valid_set[0][:SHOWN]
-    del pictures  # all ten classes, which are large
+    del train_pictures, valid_pictures  # all ten classes, which are large
 
     def draw(metrics, suffix=''):
         model.eval()
@@ -834,7 +923,8 @@ def run_network(args, model, objective, target_of, picture_of, file_name):
     draw(metrics)
     if 'accuracy' not in metrics:
         metrics['psnr'] = psnr(metrics['loss'])
-    results = {'model': args.name, 'data': data_name(args), 'checkpoint': args.checkpoint.name,
+    results = {'model': args.name, 'data': data_name(args), 'hold_out': args.hold_out,
+               'checkpoint': args.checkpoint.name,
                **{f'val_{name}': value for name, value in metrics.items()}}
     with whole_file(args.outdir / f'metrics_{args.name}.json') as file:
         file.write(json.dumps(results, indent=2).encode() + b'\n')
@@ -852,7 +942,12 @@ def main():
         prepare_training(args, args.model.lower())
         args.colours = colours = choose_colours(args)  # they go into the checkpoint
         model = MODELS[args.model](args.kernel, args.num_filters, len(colours))
-    run_network(args, model, classification, lambda rgb: get_rgb_cat(rgb, colours),
+
+    def cats_of(rgb):  # in parts and with few bytes a pixel, because all ten classes are large
+        return np.concatenate([get_rgb_cat(rgb[i:i + 1000], colours).astype(np.int16)
+                               for i in range(0, len(rgb), 1000)])
+
+    run_network(args, model, classification, cats_of,
                 lambda scores: most_likely(scores, colours), f'eval_{args.name}')
 
 

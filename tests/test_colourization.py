@@ -14,10 +14,11 @@ import torch.nn.functional as F
 
 import colourization
 from colour_regression import RegressionCNN
-from colourization import (CNN, DUNet, UNet, AverageOfWeights, batches, classification, draw_pictures,
-                           get_cat_rgb, get_rgb_cat, kmeans_colours, load_colours, load_model, mosaic,
-                           nearest_colours, parse_args, process, psnr, run_validation_step,
-                           save_checkpoint, save_history, shipped, train_epoch, whole_file)
+from colourization import (CNN, DUNet, MOVES, UNet, AverageOfWeights, augment, batches,
+                           classification, draw_pictures, get_cat_rgb, get_rgb_cat, hold_out,
+                           kmeans_colours, load_colours, load_model, mosaic, nearest_colours,
+                           parse_args, process, psnr, run_validation_step, save_checkpoint,
+                           save_history, shipped, train_epoch, whole_file)
 from load_data import InputError, load_cifar10
 from test_data import Runs, python2_string
 
@@ -165,6 +166,7 @@ def test_process_selects_a_category_and_makes_it_grey():
     assert 0 <= rgb.min() and rgb.max() < 1 and grey.max() < 1
     assert process(xs, ys, max_pixel=512.0)[0].max() < 0.5
     assert len(process(xs, ys, category=9)[0]) == 1
+    assert np.array_equal(process(xs, ys, category=None)[0], xs / np.float32(256))
 
 
 def test_process_says_so_where_no_picture_is_of_the_category():
@@ -183,6 +185,67 @@ def test_every_picture_is_in_one_batch(batch_size):
     assert not torch.equal(first[0], second[0])  # shuffled anew
     assert torch.equal(torch.cat([x for x, _ in batches((a, b), batch_size)]), a)
     assert all(len(x) <= batch_size for x, _ in batches((a, b), batch_size))
+
+
+def moved_by_hand(picture, moves, generator):
+    """One picture [C, H, W], with the coins that `augment` tosses for a batch of one."""
+    for axis, flip, shift in ((1, 'flip_ud', 'shift_ud'), (2, 'flip_lr', 'shift_lr')):
+        step = torch.randint(-1, 2, (1, 1), generator=generator).item() if shift in moves else 0
+        mirror = flip in moves and torch.randint(2, (1, 1), generator=generator).item()
+        if mirror:
+            picture = np.flip(picture, axis)
+        size, pad = picture.shape[axis], [(1, 1) if a == axis else (0, 0) for a in range(3)]
+        picture = np.pad(picture, pad, mode='reflect').take(range(1 + step, size + 1 + step), axis)
+    return picture
+
+
+@pytest.mark.parametrize('moves', [
+    ['flip_ud'], ['flip_lr'], ['shift_lr'], ['shift_ud'], ['shift_ud', 'flip_lr'], MOVES,
+    [*MOVES, 'classes']])
+def test_augmenting_equals_moving_each_picture_by_hand(moves):
+    grey, cats = torch.rand(1, 1, 6, 8), torch.randint(24, (1, 1, 6, 8)).short()
+    seen = set()
+    for seed in range(200):
+        ours = augment((grey, cats), moves, torch.Generator().manual_seed(seed))
+        for tensor, moved in zip((grey, cats), ours):
+            by_hand = moved_by_hand(tensor[0].numpy(), moves, torch.Generator().manual_seed(seed))
+            assert np.array_equal(moved[0], by_hand) and moved.dtype == tensor.dtype
+        seen.add(ours[0].numpy().tobytes())
+    assert len(seen) == np.prod([2 if move.startswith('flip') else 3 for move in MOVES if move in moves])
+
+
+def test_each_picture_of_a_batch_moves_on_its_own():
+    """Every picture is one of the few that its moves allow, and all of those come about as often."""
+    picture = torch.rand(3, 6, 8)
+    batch, = augment([picture.expand(3600, 3, 6, 8)], ['shift_lr', 'flip_ud'],
+                     torch.Generator().manual_seed(0))
+    left = torch.cat([picture[..., 1:], picture[..., -2:-1]], dim=-1)
+    right = torch.cat([picture[..., 1:2], picture[..., :-1]], dim=-1)
+    counts = [(batch == kind).all(dim=(1, 2, 3)).sum().item()
+              for side in (picture, left, right) for kind in (side, side.flip(1))]
+    assert sum(counts) == 3600 and min(counts) > 500 and max(counts) < 700
+
+
+def test_training_batches_are_augmented_and_still_belong_together():
+    grey = torch.rand(10, 1, 4, 4)
+    plain, moved = (list(batches((grey, grey * 2), 4, torch.Generator().manual_seed(0), moves))
+                    for moves in (['classes'], ['flip_ud']))
+    assert torch.equal(plain[0][0], moved[0][0]) or torch.equal(plain[0][0].sort(2)[0],
+                                                                moved[0][0].sort(2)[0])
+    for x, y in moved:
+        assert torch.equal(2 * x, y)
+    assert not all(torch.equal(a[0], b[0]) for a, b in zip(plain, moved))
+
+
+def test_horses_are_held_out_of_the_training_pictures():
+    xs, ys = np.arange(8).reshape(8, 1, 1, 1), np.array([[7], [1], [7], [7], [0], [7], [2], [7]])
+    (train_xs, train_ys), (held_xs, held_ys) = hold_out((xs, ys), 2)
+    assert held_xs.ravel().tolist() == [5, 7] and held_ys.ravel().tolist() == [7, 7]
+    assert train_xs.ravel().tolist() == [0, 1, 2, 3, 4, 6]
+    assert train_ys.ravel().tolist() == [7, 1, 7, 7, 0, 2]
+    for count in (5, 6):
+        with pytest.raises(InputError, match='none of the 5'):
+            hold_out((xs, ys), count)
 
 
 def test_mosaic_shows_every_picture_whole():
@@ -381,7 +444,7 @@ def test_training_step_equals_one_written_by_hand():
     optimizer = torch.optim.Adam(ours.parameters(), lr=0.01)
     generator = torch.Generator().manual_seed(3)
     for _ in range(2):
-        losses.append(train_epoch(ours, optimizer, classification, grey, cats, 4, generator,
+        losses.append(train_epoch(ours, optimizer, classification, batches((grey, cats), 4, generator),
                                   lambda: steps.append(1))['loss'])
 
     expected = []
@@ -427,7 +490,8 @@ def test_psnr_of_a_tenth_is_twenty_decibels():
 
 def training(tmp_path, **changes):
     args = Namespace(batch_size=4, epochs=2, learn_rate=0.001, seed=0, plot=False, name='UNet',
-                     data='sample', outdir=tmp_path, checkpoint=tmp_path / 'w.pkl', colours=None)
+                     data='sample', outdir=tmp_path, checkpoint=tmp_path / 'w.pkl', colours=None,
+                     schedule='constant', weight_decay=0., augment=[])
     vars(args).update(changes)
     torch.manual_seed(args.seed)
     data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
@@ -439,6 +503,40 @@ def test_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
     first, second, third = training(tmp_path), training(tmp_path), training(tmp_path, seed=1)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first['finalconv.weight'], third['finalconv.weight'])
+
+
+@pytest.mark.parametrize('schedule, weight_decay', [('constant', 0.5), ('onecycle', 0.), ('onecycle', 0.5)])
+def test_schedule_and_weight_decay_equal_steps_written_by_hand(schedule, weight_decay, tmp_path,
+                                                               monkeypatch):
+    """Six steps of Adam, each after the weights shrink by rate * decay; the rate in closed form."""
+    monkeypatch.setattr(AverageOfWeights, 'ETA', 10**12)  # so that the average is the last weights
+    saved = training(tmp_path, schedule=schedule, weight_decay=weight_decay, learn_rate=0.02)
+
+    torch.manual_seed(0)
+    grey, cats = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
+    model, generator, step = UNet(3, 4, 5).train(), torch.Generator().manual_seed(0), 0
+    optimizer = torch.optim.Adam(model.parameters())
+    for _ in range(2):
+        for part in torch.randperm(10, generator=generator).split(4):
+            rate = 0.02
+            if schedule == 'onecycle':  # up until step 0.3 * 6 - 1 of 0 to 5, then down
+                low, middle = (0.02 / 25, 0.8)
+                up = low + (0.02 - low) * (1 - np.cos(np.pi * step / middle)) / 2
+                low /= 10**4
+                down = low + (0.02 - low) * (1 + np.cos(np.pi * (step - middle) / (5 - middle))) / 2
+                rate = up if step < middle else down
+            optimizer.param_groups[0]['lr'] = rate
+            loss = F.cross_entropy(model(grey[part]), cats[part].squeeze(1))
+            optimizer.zero_grad()
+            loss.backward()
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight *= 1 - rate * weight_decay
+            optimizer.step()
+            step += 1
+    for name, tensor in model.state_dict().items():
+        if 'num_batches_tracked' not in name:
+            torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(tmp_path, monkeypatch):
@@ -508,7 +606,8 @@ def test_flags_have_the_defaults_of_the_course():
     args = vars(parse_args(['-m', 'UNet']))
     assert args.items() >= {'model': 'UNet', 'checkpoint': None, 'valid': False, 'batch_size': 100,
                             'epochs': 25, 'learn_rate': 0.001, 'seed': 0, 'gpu': False, 'plot': False,
-                            'data': None, 'kmeans': None, 'outdir': Path('outputs')}.items()
+                            'data': None, 'kmeans': None, 'outdir': Path('outputs'), 'augment': [],
+                            'schedule': 'constant', 'weight_decay': 0, 'hold_out': 0}.items()
 
 
 def test_files_of_the_user_come_before_the_shipped_ones(tmp_path, monkeypatch):
