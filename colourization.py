@@ -523,7 +523,7 @@ def average(results):
             for name in results[0][1]}
 
 
-def train_epoch(model, optimizer, objective, loader, after_step):
+def train_epoch(model, optimizer, objective, loader, after_step, bfloat16=False):
     """One pass over the training pictures; returns the means of the metrics.
 
     Args:
@@ -531,11 +531,14 @@ def train_epoch(model, optimizer, objective, loader, after_step):
             `classification`; the network learns to make its 'loss' small.
         loader: the batches: grey pictures [N, 1, H, W] and what to predict, [N, ., H, W].
         after_step: called after each step.
+        bfloat16: whether the network multiplies in bfloat16; weights and losses stay float32.
     """
     model.train()
     results = []
     for x, y in loader:
-        metrics = objective(model(x), y)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+            outputs = model(x)
+        metrics = objective(outputs.float(), y)
         optimizer.zero_grad()
         metrics['loss'].backward()
         optimizer.step()
@@ -608,6 +611,7 @@ def train(model, objective, train_set, valid_set, args, draw):
         weights.update()
         scheduler.step()
 
+    bfloat16 = not args.float32 and multiplies_bfloat16(train_set[0].device)
     generator = torch.Generator().manual_seed(args.seed)
     history, start = [], time.time()
     try:
@@ -616,7 +620,7 @@ def train(model, objective, train_set, valid_set, args, draw):
             loader = batches(train_set, args.batch_size, generator, args.augment)
             trained = train_epoch(learner, optimizer, objective,
                                   tqdm(loader, 'training', steps, leave=False, disable=None),
-                                  after_step)
+                                  after_step, bfloat16)
             say(args, f'{label}, Loss: {trained["loss"]:.{digits(trained)}f}, '
                       f'Time (s): {time.time() - start:.0f}')
             valid = run_validation_step(model, objective, *valid_set)
@@ -790,6 +794,8 @@ def add_training_flags(parser):
                              'them, not on the test horses (default: %(default)s)')
     parser.add_argument('-s', '--seed', type=number(int, 0, 2**31), default=0, metavar='S',
                         help='the same seed gives the same numbers (default: %(default)s)')
+    parser.add_argument('--float32', action='store_true',
+                        help='train in float32 also where the hardware multiplies bfloat16')
     parser.add_argument('--gpu', action='store_true', help='use the GPU, if there is one')
     parser.add_argument('--plot', action='store_true', help='draw pictures after every epoch too')
 
@@ -822,6 +828,14 @@ def choose_device(args):
     elif args.gpu:
         return torch.accelerator.current_accelerator()
     return torch.device('cpu')
+
+
+def multiplies_bfloat16(device):
+    """Whether the hardware itself does, which makes training faster; otherwise it is slower."""
+    if device.type == 'cpu':
+        can = torch.cpu.get_capabilities()
+        return bool(can.get('avx512_bf16') or can.get('amx_bf16'))
+    return device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def prepare_training(args, file_name):

@@ -491,7 +491,7 @@ def test_psnr_of_a_tenth_is_twenty_decibels():
 def training(tmp_path, **changes):
     args = Namespace(batch_size=4, epochs=2, learn_rate=0.001, seed=0, plot=False, name='UNet',
                      data='sample', outdir=tmp_path, checkpoint=tmp_path / 'w.pkl', colours=None,
-                     schedule='constant', weight_decay=0., augment=[])
+                     schedule='constant', weight_decay=0., augment=[], float32=True)
     vars(args).update(changes)
     torch.manual_seed(args.seed)
     data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
@@ -537,6 +537,30 @@ def test_schedule_and_weight_decay_equal_steps_written_by_hand(schedule, weight_
     for name, tensor in model.state_dict().items():
         if 'num_batches_tracked' not in name:
             torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('native, float32, expected', [
+    (True, False, torch.bfloat16), (True, True, torch.float32), (False, False, torch.float32)])
+def test_network_multiplies_in_bfloat16_where_the_hardware_does(native, float32, expected, tmp_path,
+                                                                monkeypatch):
+    """Only in training; the loss, the weights and the validation are in float32."""
+    monkeypatch.setattr(colourization, 'multiplies_bfloat16', lambda device: native)
+    products, real = {True: set(), False: set()}, F.conv2d
+
+    def convolve(x, *args, **kwargs):
+        y = real(x, *args, **kwargs)
+        products[torch.is_grad_enabled()].add(y.dtype)
+        return y
+
+    losses, real_loss = set(), F.cross_entropy
+    monkeypatch.setattr(F, 'conv2d', convolve)
+    monkeypatch.setattr(F, 'cross_entropy', lambda s, c: losses.add(s.dtype) or real_loss(s, c))
+    saved = training(tmp_path, float32=float32)
+    assert products == {True: {expected}, False: {torch.float32}} and losses == {torch.float32}
+    assert all(t.dtype == torch.float32 for t in saved.values() if t.is_floating_point())
+    monkeypatch.undo()
+    plain = training(tmp_path)
+    assert all(torch.allclose(saved[name], plain[name], atol=0.02) for name in saved)
 
 
 def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(tmp_path, monkeypatch):

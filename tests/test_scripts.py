@@ -214,6 +214,30 @@ def test_same_seed_gives_the_same_checkpoint(run_script, tmp_path):
     assert not torch.equal(first['finalconv.weight'], other['finalconv.weight'])
 
 
+@pytest.mark.parametrize('script', ['colourization -m CNN', 'colour_regression --train'])
+@pytest.mark.parametrize('flags, trained_on, validated_on', [
+    ('', 'horses', 'test'), ('--augment flip_lr', 'horses', 'test'),
+    ('--augment classes shift_ud', 'all', 'test'), ('--hold_out 10', 'horses but ten', 'ten'),
+    ('--hold_out 10 --augment classes', 'all but ten', 'ten')])
+def test_pictures_that_a_network_is_trained_and_validated_on(script, flags, trained_on, validated_on,
+                                                             call_script, monkeypatch):
+    rng = np.random.default_rng(0)
+    xs, ys = rng.integers(0, 256, (200, 3, 32, 32), np.uint8), rng.integers(10, size=(200, 1))
+    test = rng.integers(0, 256, (30, 3, 32, 32), np.uint8), np.full((30, 1), 7)
+    horses = np.flatnonzero(ys == 7)
+    sets = {'horses': xs[horses], 'all': xs, 'horses but ten': xs[horses[:-10]], 'test': test[0],
+            'all but ten': np.delete(xs, horses[-10:], axis=0), 'ten': xs[horses[-10:]]}
+    grey = {name: torch.from_numpy(x.astype(np.float32).mean(axis=1, keepdims=True) / 256)
+            for name, x in sets.items()}
+    used = []
+    monkeypatch.setattr(colourization, 'load_cifar10', lambda where: ((xs, ys), test))
+    monkeypatch.setattr(colourization, 'train', lambda model, objective, *sets: used.extend(sets[:2]))
+    call_script(f'{script} -f 1 {flags}')
+    for (x, target), name in zip(used, (trained_on, validated_on), strict=True):
+        torch.testing.assert_close(x, grey[name])
+        assert len(target) == len(x)
+
+
 def test_colours_of_a_checkpoint_need_not_be_repeated(run_script, tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / 'mine.npy', rng.random((24, 3), dtype=np.float32))
@@ -275,6 +299,12 @@ def test_without_network_one_line_says_what_to_do(run_script, tmp_path):
     ('colourization --model UNet -l 0', 2, '-l'),
     ('colourization --model UNet -l nan', 2, 'nan'),
     ('colourization --model UNet -s -1', 2, '-s'),
+    ('colourization --model UNet --augment flip', 2, 'flip_ud'),
+    ('colourization --model UNet --augment', 2, '--augment'),
+    ('colourization --model UNet --schedule cosine', 2, 'onecycle'),
+    ('colourization --model UNet --weight_decay -1', 2, '--weight_decay'),
+    ('colourization --model UNet --hold_out -1', 2, '--hold_out'),
+    ('colourization --model UNet --hold_out 3000 --data sample', 1, '3000'),
     ('colourization --kmeans 1', 2, '--kmeans'),
     ('colourization --kmeans 24 --model UNet', 2, '--kmeans'),
     ('colourization --model UNet --nonsense', 2, '--nonsense'),
