@@ -254,7 +254,8 @@ def test_colours_of_a_checkpoint_need_not_be_repeated(run_script, tmp_path):
     ('outputs/unet_k3_f32.pkl', True), ('unet_k3_f32.pkl', True), ('data', True),
     ('colour/colour_kmeans12_cat7.npy', True),
     ('colour/colour_kmeans24_cat7.npy', False), ('weights/unet_k3_f32.pkl', False),
-    ('outputs/figures/eval_UNet.png', False), ('outputs/a2-writeup.tex', False)])
+    ('outputs/figures/eval_UNet.png', False), ('outputs/a2-writeup.tex', False),
+    ('outputs/experiments.py', False), ('outputs/results/part_f.md', False)])
 def test_git_ignores_what_the_scripts_write_and_keeps_what_is_shipped(name, ignored):
     if not (ROOT / '.git').exists():
         pytest.skip('not a git checkout')

@@ -1,0 +1,159 @@
+"""Part F by experiment: which augmentations help (F.1), and what tuning is worth (F.2).
+
+    python outputs/experiments.py --data data --jobs 2
+
+Every run is one command of colourization.py, validated on 500 training horses that it does not
+train on; the test horses have no part in it. Writes `results/experiments.csv`, a line a run with
+its command, and `results/part_f.md`, the tables. A run that the former already has is not repeated.
+"""
+
+import argparse
+import csv
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from statistics import mean, stdev
+
+HERE = Path(__file__).resolve().parent
+RUNS, PAGE = HERE / 'results/experiments.csv', HERE / 'results/part_f.md'
+SEEDS = [0, 1, 2]
+
+MAIN = {'--model': 'UNet', '--schedule': 'onecycle', '-l': 0.03, '-b': 16, '-e': 16, '--hold_out': 500}
+SHIFTED = 'flip_lr shift_lr shift_ud'
+
+# The tables: the flags of the first row, and those that each row changes.
+TABLES = {
+    'F.1: augmentation, 16 epochs': (MAIN, {
+        'none': {},
+        '(a) flip_ud': {'--augment': 'flip_ud'},
+        '(b) flip_lr': {'--augment': 'flip_lr'},
+        '(c) shift_lr': {'--augment': 'shift_lr'},
+        '(d) shift_ud': {'--augment': 'shift_ud'},
+        '(e) classes, for 2 epochs of 49,500 pictures': {'--augment': 'classes', '-e': 2},
+        '(b) and (c)': {'--augment': 'flip_lr shift_lr'},
+        '(b), (c) and (d)': {'--augment': SHIFTED},
+        'all but (e)': {'--augment': 'flip_ud ' + SHIFTED},
+        'all, for 2 epochs of 49,500 pictures': {'--augment': f'flip_ud {SHIFTED} classes', '-e': 2}}),
+    'F.1: augmentation, 40 epochs': (MAIN | {'-e': 40}, {
+        'none': {},
+        '(b) flip_lr': {'--augment': 'flip_lr'},
+        '(b), (c) and (d)': {'--augment': SHIFTED}}),
+    'F.2: hyperparameters, 8 epochs': (MAIN | {'-e': 8}, {
+        'learning rate 0.03, batches of 16, 32 filters of 3x3, one-cycle schedule': {},
+        'learning rate 0.001': {'-l': 0.001},
+        'learning rate 0.01': {'-l': 0.01},
+        'learning rate 0.1': {'-l': 0.1},
+        'batches of 8': {'-b': 8},
+        'batches of 32': {'-b': 32},
+        'batches of 100': {'-b': 100},
+        '16 filters': {'-f': 16},
+        '64 filters': {'-f': 64},
+        'filters of 1x1': {'-k': 1},
+        'filters of 5x5': {'-k': 5},
+        '4 epochs': {'-e': 4},
+        '16 epochs': {'-e': 16},
+        '40 epochs': {'-e': 40},
+        'constant learning rate': {'--schedule': 'constant'},
+        'weight decay 0.01': {'--weight_decay': 0.01},
+        'weight decay 0.1': {'--weight_decay': 0.1},
+        'float32 throughout': {'--float32': ''}}),
+}
+
+INTRODUCTION = """# Part F, answered by experiment
+
+Made by `python outputs/experiments.py`; every run is a line of `experiments.csv`. All networks are
+UNets, trained on 4,500 of the 5,000 training horses and validated on the other 500, with 24
+colours. Each number is the mean over three seeds ± its standard deviation; the gain in accuracy
+over the first row is in points, seed by seed. Losses are cross entropies; that of the training
+pictures is the last epoch's, of the weights while they learn. Where the training loss lies below
+the validation loss, the network has learned pictures by heart, and more or other pictures help.
+"""
+
+
+def command_of(flags):
+    return ' '.join(['colourization.py', *(f'{flag} {value}'.strip() for flag, value in flags.items())])
+
+
+def read_table(path):
+    with open(path, newline='') as file:
+        return list(csv.DictReader(file))
+
+
+def train(command, seed, data, threads):
+    """Run a command; returns its line of experiments.csv."""
+    with tempfile.TemporaryDirectory() as folder:
+        script, *flags = shlex.split(command)
+        subprocess.run([sys.executable, HERE.parent / script, *flags, '--seed', str(seed),
+                        '--data', data, '--outdir', folder], check=True, stdout=subprocess.DEVNULL,
+                       env=os.environ | {'OMP_NUM_THREADS': str(threads)})
+        history, = Path(folder).glob('history_*.csv')
+        return {'command': command, 'seed': str(seed)} | read_table(history)[-1]
+
+
+def write_runs(runs):
+    order = {command: i for i, (command, _) in enumerate(planned_runs())}
+    runs = sorted(runs, key=lambda run: (order.get(run['command'], len(order)), int(run['seed'])))
+    with open(RUNS, 'w', newline='') as file:
+        writer = csv.DictWriter(file, runs[0])
+        writer.writeheader()
+        writer.writerows(runs)
+
+
+def planned_runs():
+    return list(dict.fromkeys((command_of(first | changes), seed) for seed in SEEDS
+                              for first, rows in TABLES.values() for changes in rows.values()))
+
+
+def spread(values, form):
+    """Mean and standard deviation over the seeds."""
+    return f'{mean(values):{form}} ± {stdev(values):{form.lstrip("+")}}'
+
+
+def table(first, rows, runs):
+    """A table in Markdown."""
+    def column(changes, name):
+        command = command_of(first | changes)
+        return [float(run[name]) for run in runs if run['command'] == command]
+
+    lines = ['| | loss | accuracy, % | gain | training loss |', '|---|---|---|---|---|']
+    for label, changes in rows.items():
+        accuracy = [100 * a for a in column(changes, 'val_accuracy')]
+        gain = [a - 100 * b for a, b in zip(accuracy, column({}, 'val_accuracy'))]  # seed by seed
+        lines.append(f'| {label} | {spread(column(changes, "val_loss"), ".3f")} '
+                     f'| {spread(accuracy, ".1f")} | {spread(gain, "+.1f") if changes else ""} '
+                     f'| {spread(column(changes, "train_loss"), ".3f")} |')
+    return '\n'.join(lines)
+
+
+def page(runs):
+    tables = (f'## {title}\n\nFirst row: `python {command_of(first)}`\n\n{table(first, rows, runs)}\n'
+              for title, (first, rows) in TABLES.items())
+    return '\n'.join([INTRODUCTION, *tables])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--data', default='data', help='where CIFAR-10 is (default: data)')
+    parser.add_argument('--jobs', type=int, default=1, help='runs at a time (default: 1)')
+    args = parser.parse_args()
+
+    runs = read_table(RUNS) if RUNS.exists() else []
+    done = {(run['command'], int(run['seed'])) for run in runs}
+    todo = [pair for pair in planned_runs() if pair not in done]
+    RUNS.parent.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        waiting = [pool.submit(train, *pair, args.data, max(1, os.cpu_count() // args.jobs))
+                   for pair in todo]
+        for i, finished in enumerate(as_completed(waiting), 1):
+            runs.append(finished.result())
+            write_runs(runs)
+            print(f'[{i}/{len(todo)}]', *list(runs[-1].values())[:2], runs[-1]['val_accuracy'], flush=True)
+    PAGE.write_text(page(runs))
+
+
+if __name__ == '__main__':
+    main()

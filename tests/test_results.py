@@ -1,0 +1,60 @@
+"""What is committed under outputs/ against the files and commands that it comes from."""
+
+import csv
+import shlex
+import sys
+
+import pytest
+
+from colourization import parse_args
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / 'outputs'))
+import experiments  # noqa: E402
+
+
+def test_tables_of_part_f_are_those_of_its_runs():
+    runs = experiments.read_table(experiments.RUNS)
+    assert experiments.PAGE.read_text() == experiments.page(runs)
+    done = [(run['command'], int(run['seed'])) for run in runs]
+    assert sorted(done) == sorted(experiments.planned_runs())
+    for run in runs:
+        script, *flags = shlex.split(run['command'])
+        assert script == 'colourization.py' and parse_args(flags).hold_out == 500
+
+
+def test_a_table_has_means_spreads_and_gains_seed_by_seed():
+    runs = [{'command': f'colourization.py -e {e}', 'seed': str(seed), 'val_loss': '2', 'train_loss': '1',
+             'val_accuracy': str(accuracy)}
+            for e, accuracies in ((1, (.5, .52, .54)), (2, (.51, .53, .61)))
+            for seed, accuracy in enumerate(accuracies)]
+    *_, first, second = experiments.table({'-e': 1}, {'one': {}, 'two': {'-e': 2}}, runs).splitlines()
+    assert first == '| one | 2.000 ± 0.000 | 52.0 ± 2.0 |  | 1.000 ± 0.000 |'
+    assert second == '| two | 2.000 ± 0.000 | 55.0 ± 5.3 | +3.0 ± 3.5 | 1.000 ± 0.000 |'
+
+
+def test_experiment_is_its_command(run_script, tmp_path):
+    command = 'colourization.py -m CNN -f 1 -e 2 --hold_out 50'
+    run = experiments.train(command, 3, 'sample', 1)
+    done = run_script(*shlex.split(command), '--data', 'sample', '-s', 3, OMP_NUM_THREADS='1')
+    with open(tmp_path / 'outputs/history_CNN.csv', newline='') as file:
+        *_, last = csv.DictReader(file)
+    assert done.returncode == 0 and run == {'command': command, 'seed': '3'} | last | {
+        'seconds': run['seconds']}
+
+
+def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(experiments, 'RUNS', tmp_path / 'results/runs.csv')
+    monkeypatch.setattr(experiments, 'PAGE', tmp_path / 'results/page.md')
+    monkeypatch.setattr(experiments, 'TABLES', {'title': ({'-e': 1}, {'one': {}, 'two': {'-e': 2}})})
+    monkeypatch.setattr(experiments, 'train', lambda command, seed, data, threads: {
+        'command': command, 'seed': str(seed), 'val_loss': '1', 'val_accuracy': '0.5', 'train_loss': '1'})
+    monkeypatch.setattr(sys, 'argv', ['experiments.py'])
+    experiments.main()
+    whole = experiments.RUNS.read_text()
+    assert len(capsys.readouterr().out.splitlines()) == 6
+    experiments.RUNS.write_text(''.join(whole.splitlines(True)[:3]))  # interrupted after two
+    experiments.main()
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert experiments.RUNS.read_text() == whole
+    assert experiments.PAGE.read_text() == experiments.page(experiments.read_table(experiments.RUNS))
