@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from colourization import (MODELS, STAGES, data_name, draw_pictures, load_trained, make_parser,
-                           mosaic, most_likely, number, process, run, say)
+                           mosaic, number, process, run, say, scores_to_rgb)
 from load_data import InputError, load_cifar10
 
 
@@ -70,7 +70,7 @@ def main():
             raise InputError(f'there is no picture {index}: the last one is {len(rgb) - 1}')
     rgb, grey = rgb[args.index], grey[args.index]
     scores, maps = record_activations(model, torch.from_numpy(grey))
-    predictions = most_likely(scores, colours)
+    predictions = scores_to_rgb(scores, colours)
 
     folders = [args.outdir / f'act_{args.model}_{index}' for index in args.index]
     for i, index in enumerate(tqdm(args.index, 'drawing', leave=False, disable=None)):

@@ -43,8 +43,7 @@ def main():
         args.checkpoint = shipped(args.checkpoint or CHECKPOINT)
         model, _ = load_model(lambda kernel, num_filters, _: RegressionCNN(kernel, num_filters),
                               args.checkpoint, args.kernel, args.num_filters)
-    run_network(args, model, regression, target_of=lambda rgb: rgb,
-                picture_of=lambda outputs: outputs.numpy(), file_name='regression_output')
+    run_network(args, model, regression, colours=None, file_name='regression_output')
 
 
 if __name__ == '__main__':

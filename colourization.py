@@ -92,6 +92,20 @@ def get_cat_rgb(cats, colours):
     return np.moveaxis(colours[cats[:, 0]], -1, 1)
 
 
+def scores_to_rgb(scores, colours, temperature=0.0):
+    """Colour of each pixel by the scores of the K colours: tensor [N, K, H, W] -> array [N, 3, H, W].
+
+    Args:
+        temperature: 0 takes the most likely colour; above, it is the annealed mean of Zhang,
+            Isola and Efros (2016), Colorful image colorization, equation 5, who use 0.38; and 1
+            is the mean over the probabilities.
+    """
+    if temperature == 0:
+        return get_cat_rgb(scores.argmax(dim=1, keepdim=True).numpy(), colours)
+    weights = (scores / temperature).softmax(dim=1)
+    return torch.einsum('nkhw, kc -> nchw', weights, torch.from_numpy(colours)).numpy()
+
+
 def to_pixels(xs):
     """Pictures [N, 3, H, W] -> their pixels [N * H * W, 3]."""
     return np.moveaxis(xs, 1, -1).reshape(-1, 3)
@@ -137,6 +151,7 @@ def check_colours(colours, path):
 
 MAX_PIXEL = 256.0  # the course divides by 256, not by 255
 SHOWN = 10  # the validation pictures that every figure shows
+NUM_LEVELS = 3 * 255 + 1  # sums of red, green and blue
 MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud']  # handout, question F.1, a to d
 
 
@@ -181,6 +196,34 @@ def hold_out(train, count):
         raise InputError(f'--hold_out {count} leaves none of the {len(horses)} training horses')
     held = horses[-count:]
     return (np.delete(xs, held, axis=0), np.delete(ys, held, axis=0)), (xs[held], ys[held])
+
+
+def put_grey_back(rgb, grey):
+    """Pictures [N, 3, H, W] with the brightness of grey ones [N, 1, H, W], clipped to [0, 1]."""
+    return np.clip(rgb - rgb.mean(axis=1, keepdims=True) + grey, 0, 1)
+
+
+def colourfulness(rgb):
+    """Mean colourfulness of pictures [N, 3, H, W] in [0, 1]: 0 is grey, 109 extremely colourful.
+
+    Hasler and Süsstrunk (2003), Measuring colourfulness in natural images, their third measure.
+    """
+    red, green, blue = 255 * np.moveaxis(rgb, 1, 0)
+    opponents = np.stack([red - green, (red + green) / 2 - blue])
+    spread = np.sqrt(opponents.var(axis=(2, 3)).sum(axis=0))
+    centre = np.sqrt(np.square(opponents.mean(axis=(2, 3))).sum(axis=0))
+    return float((spread + 0.3 * centre).mean())
+
+
+def grey_levels(grey):
+    """The sum of red, green and blue, 0 to 765, that grey pictures [N, 1, H, W] were made from."""
+    return (grey * 3 * MAX_PIXEL).round().long()
+
+
+def colour_counts(grey, cats, num_colours):
+    """How often each colour stands at each grey level, [766, K], in pictures [N, 1, H, W]."""
+    pairs = grey_levels(grey) * num_colours + cats
+    return torch.bincount(pairs.flatten(), minlength=NUM_LEVELS * num_colours).reshape(NUM_LEVELS, -1)
 
 
 def batches(tensors, batch_size, generator=None, augmentations=()):
@@ -809,6 +852,9 @@ def parse_args(argv=None):
     parser.add_argument('-c', '--colours', metavar='FILE',
                         help=f'the colours (default: {colour_file(NUM_COLOURS)}, or as many as the '
                              'checkpoint has)')
+    parser.add_argument('--temperature', type=number(float, 0, 100), default=0.0, metavar='T',
+                        help='how scores become a colour: 0 takes the most likely one, 1 the mean, '
+                             'between them is annealed (default: %(default)s)')
     parser.add_argument('--kmeans', type=number(int, 2, 256), metavar='K',
                         help='find K colours by k-means, write them into colour/, and stop')
     args = parser.parse_args(argv)
@@ -893,56 +939,98 @@ def find_colours(args):
     say(args, f'Wrote {path}: the mean squared distance of a pixel to its colour is {error:.5f}')
 
 
-def most_likely(scores, colours):
-    """The likeliest colour of each pixel: scores [N, K, H, W] -> RGB [N, 3, H, W], an array."""
-    return get_cat_rgb(scores.argmax(dim=1, keepdim=True).numpy(), colours)
-
-
-def run_network(args, model, objective, target_of, picture_of, file_name):
-    """Train a network unless --valid only evaluates it; draw what it makes of grey pictures.
+def baselines(counts, grey, cats):
+    """Accuracies without a network: of the most frequent colour, and of that of each grey level.
 
     Args:
-        target_of: what to learn of RGB pictures, arrays [N, 3, H, W] -> [N, ., H, W].
-        picture_of: the way back from the network's outputs to RGB, tensors to an array.
+        counts: `colour_counts` of the training horses.
+        grey, cats: the validation pictures [N, 1, H, W] and their colours.
+    """
+    guesses = {'most_frequent_colour': counts.sum(dim=0).argmax(),
+               'most_frequent_colour_of_grey_level': counts.argmax(dim=1)[grey_levels(grey)]}
+    return {name: (guess == cats).float().mean().item() for name, guess in guesses.items()}
+
+
+def judge(grey, truth, prediction):
+    """How near pictures are to the truth, and how colourful: by name, from grey to truth.
+
+    Args:
+        grey, truth, prediction: arrays [N, 1, H, W], [N, 3, H, W] and [N, 3, H, W] in [0, 1].
+    """
+    pictures = {'grey': grey.repeat(3, axis=1), 'prediction': prediction,
+                'grey_put_back': put_grey_back(prediction, grey), 'truth': truth}
+    return {name: {'mean_squared_error': float(np.square(rgb - truth).mean()),
+                   'colourfulness': colourfulness(rgb)} for name, rgb in pictures.items()}
+
+
+def run_network(args, model, objective, colours, file_name):
+    """Train a network unless --valid only evaluates it; draw and judge what it makes of grey pictures.
+
+    Args:
+        colours: the array [K, 3] that the network chooses from; None if it predicts RGB itself.
         file_name: of the drawing, without .png.
     """
     device = choose_device(args)
     model = model.to(device, memory_format=torch.channels_last)  # on CPUs the faster format
 
     def grey_and_target(rgb, grey):
-        return [torch.from_numpy(array).to(device) for array in (grey, target_of(rgb))]
+        target = rgb
+        if colours is not None:  # in parts and with few bytes a pixel: all ten classes are large
+            target = np.concatenate([get_rgb_cat(rgb[i:i + 1000], colours).astype(np.int16)
+                                     for i in range(0, len(rgb), 1000)])
+        return [torch.from_numpy(array).to(device) for array in (grey, target)]
+
+    @torch.no_grad()
+    def colour(grey):
+        model.eval()
+        outputs = (model(x).cpu() for x, in batches([grey], batch_size=100))
+        return np.concatenate([x.clamp(0, 1).numpy() if colours is None else
+                               scores_to_rgb(x, colours, args.temperature) for x in outputs])
 
     train_pictures, valid_pictures = load_cifar10(args.data)
     if args.hold_out:
         train_pictures, valid_pictures = hold_out(train_pictures, args.hold_out)
-    if not args.valid:
-        category = None if 'classes' in args.augment else HORSE
-        train_set = grey_and_target(*process(*train_pictures, category=category))
+    horses = grey_and_target(*process(*train_pictures))
     rgb, grey = process(*valid_pictures)
     valid_set = grey_and_target(rgb, grey)
-    rgb, grey = rgb[:SHOWN], valid_set[0][:SHOWN]
+    if not args.valid:
+        train_set = horses
+        if 'classes' in args.augment:
+            train_set = grey_and_target(*process(*train_pictures, category=None))
     del train_pictures, valid_pictures  # all ten classes, which are large
 
     def draw(metrics, suffix=''):
-        model.eval()
-        with torch.no_grad():
-            prediction = picture_of(model(grey).cpu())
-        rows = [('grey: what the network sees', grey.cpu()), ('truth', rgb), ('prediction', prediction)]
-        draw_rows(rows, args.outdir / f'{file_name}{suffix}.png',
+        prediction = colour(valid_set[0][:SHOWN])
+        draw_rows([('grey: what the network sees', grey[:SHOWN]), ('truth', rgb[:SHOWN]),
+                   ('prediction', prediction),
+                   ("prediction with the input's grey", put_grey_back(prediction, grey[:SHOWN]))],
+                  args.outdir / f'{file_name}{suffix}.png',
                   f'{args.name}, {data_name(args)}: {summary(metrics)}')
 
     if not args.valid:
         train(model, objective, train_set, valid_set, args, draw)
     metrics = run_validation_step(model, objective, *valid_set)
     draw(metrics)
-    if 'accuracy' not in metrics:
-        metrics['psnr'] = psnr(metrics['loss'])
+    report(args, metrics, judge(grey, rgb, colour(valid_set[0])),
+           {} if colours is None else baselines(colour_counts(*horses, len(colours)), *valid_set))
+
+
+def report(args, metrics, pictures, baselines):
+    """Print what was measured, the course's line last, and write it into a file."""
     results = {'model': args.name, 'data': data_name(args), 'hold_out': args.hold_out,
                'checkpoint': args.checkpoint.name,
-               **{f'val_{name}': value for name, value in metrics.items()}}
+               **{f'val_{name}': value for name, value in metrics.items()},
+               'baseline_accuracies': baselines, 'pictures': pictures}
     with whole_file(args.outdir / f'metrics_{args.name}.json') as file:
         file.write(json.dumps(results, indent=2).encode() + b'\n')
     say(args, f'The results are in {args.outdir}')
+    for name, measured in pictures.items():
+        error = measured['mean_squared_error']
+        near = f'mean squared error {error:.5f}, PSNR {psnr(error):.2f} dB, ' if error else ''
+        say(args, f'{name.replace("_", " ").capitalize()}: {near}'
+                  f'colourfulness {measured["colourfulness"]:.1f}')
+    for name, accuracy in baselines.items():
+        say(args, f'{name.replace("_", " ").capitalize()}: accuracy {accuracy:.1%}')
     say(args, summary(metrics))
 
 
@@ -956,13 +1044,7 @@ def main():
         prepare_training(args, args.model.lower())
         args.colours = colours = choose_colours(args)  # they go into the checkpoint
         model = MODELS[args.model](args.kernel, args.num_filters, len(colours))
-
-    def cats_of(rgb):  # in parts and with few bytes a pixel, because all ten classes are large
-        return np.concatenate([get_rgb_cat(rgb[i:i + 1000], colours).astype(np.int16)
-                               for i in range(0, len(rgb), 1000)])
-
-    run_network(args, model, classification, cats_of,
-                lambda scores: most_likely(scores, colours), f'eval_{args.name}')
+    run_network(args, model, classification, colours, f'eval_{args.name}')
 
 
 def run(main):

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 
 import colourization
 from colour_regression import RegressionCNN
-from colourization import (CNN, DUNet, MOVES, UNet, AverageOfWeights, augment, batches,
-                           classification, draw_pictures, get_cat_rgb, get_rgb_cat, hold_out,
-                           kmeans_colours, load_colours, load_model, mosaic, nearest_colours,
-                           parse_args, process, psnr, run_validation_step, save_checkpoint,
-                           save_history, shipped, train_epoch, whole_file)
+from colourization import (CNN, DUNet, MOVES, NUM_LEVELS, UNet, AverageOfWeights, augment, baselines,
+                           batches, classification, colour_counts, colourfulness, draw_pictures,
+                           get_cat_rgb, get_rgb_cat, grey_levels, hold_out, kmeans_colours,
+                           load_colours, load_model, mosaic, nearest_colours, parse_args, process,
+                           psnr, put_grey_back, run_validation_step, save_checkpoint, save_history,
+                           scores_to_rgb, shipped, train_epoch, whole_file)
 from load_data import InputError, load_cifar10
 from test_data import Runs, python2_string
 
@@ -246,6 +247,73 @@ def test_horses_are_held_out_of_the_training_pictures():
     for count in (5, 6):
         with pytest.raises(InputError, match='none of the 5'):
             hold_out((xs, ys), count)
+
+
+def test_grey_put_back_has_the_brightness_of_the_input():
+    rgb = np.random.default_rng(0).uniform(0.3, 0.6, (2, 3, 4, 5)).astype(np.float32)
+    grey = np.random.default_rng(1).uniform(0.4, 0.6, (2, 1, 4, 5)).astype(np.float32)
+    ours = put_grey_back(rgb, grey)
+    assert ours.mean(axis=1, keepdims=True) == pytest.approx(grey, abs=1e-6)
+    for n, row, column in np.ndindex(2, 4, 5):  # the differences between the channels stay
+        pixel, old = ours[n, :, row, column], rgb[n, :, row, column]
+        assert pixel - pixel[0] == pytest.approx(old - old[0], abs=1e-6)
+    white = put_grey_back(rgb, np.ones_like(grey))
+    assert white.max() == 1 and put_grey_back(rgb, np.zeros_like(grey)).min() == 0
+
+
+def test_colourfulness_equals_the_paper_written_out():
+    rng = np.random.default_rng(2)
+    rgb = rng.random((3, 3, 6, 7))
+    expected = []
+    for picture in rgb:
+        rg = [255 * (r - g) for r, g in zip(picture[0].ravel(), picture[1].ravel())]
+        yb = [255 * (0.5 * (r + g) - b) for r, g, b in zip(*picture.reshape(3, -1))]
+        expected.append(np.hypot(np.std(rg), np.std(yb)) + 0.3 * np.hypot(np.mean(rg), np.mean(yb)))
+    assert colourfulness(rgb) == pytest.approx(np.mean(expected))
+    assert colourfulness(np.repeat(rng.random((2, 1, 4, 4)), 3, axis=1)) == pytest.approx(0, abs=1e-9)
+
+
+def test_temperature_goes_from_the_likeliest_colour_over_the_annealed_mean_to_the_mean():
+    colours = np.random.default_rng(3).random((5, 3), dtype=np.float32)
+    scores = torch.randn(2, 5, 3, 4)
+    for n, row, column in np.ndindex(2, 3, 4):
+        p = np.exp(scores[n, :, row, column].double().numpy())
+        p /= p.sum()
+        for temperature in (0.38, 1, 5):  # equation 5: exp(log(z) / T), normalised
+            annealed = np.exp(np.log(p) / temperature)
+            expected = annealed / annealed.sum() @ colours
+            ours = scores_to_rgb(scores, colours, temperature)
+            assert ours[n, :, row, column] == pytest.approx(expected, abs=1e-5)
+        assert np.array_equal(scores_to_rgb(scores, colours)[n, :, row, column], colours[p.argmax()])
+    assert scores_to_rgb(scores, colours, 1e-4) == pytest.approx(scores_to_rgb(scores, colours), abs=1e-3)
+
+
+def test_grey_levels_are_the_sums_of_the_bytes():
+    xs = np.random.default_rng(4).integers(0, 256, (50, 3, 32, 32), np.uint8)
+    xs[0, :, 0, :2] = [[0, 255]] * 3
+    _, grey = process(xs, np.full((50, 1), 7))
+    levels = grey_levels(torch.from_numpy(grey))
+    assert np.array_equal(levels, xs.astype(int).sum(axis=1, keepdims=True))
+    assert levels.min() == 0 and levels.max() == NUM_LEVELS - 1
+
+
+def test_baselines_equal_counting_by_hand():
+    levels = torch.randint(0, 6, (4, 1, 8, 8)) * 100
+    cats = (levels // 150 + (torch.rand(levels.shape) < 0.3)).short()
+    grey = levels / 3 / 256
+    train, valid = slice(0, 3), slice(3, 4)
+    counts = colour_counts(grey[train], cats[train], 5)
+    seen = {}
+    for level, cat in zip(levels[train].flatten().tolist(), cats[train].flatten().tolist()):
+        seen.setdefault(level, []).append(cat)
+    for level, of_level in seen.items():
+        assert counts[level].tolist() == [of_level.count(cat) for cat in range(5)]
+    assert counts.shape == (766, 5) and counts.sum() == 3 * 64
+    everywhere = sum(seen.values(), [])
+    most = max(range(5), key=everywhere.count)
+    right = [(cat == most, cat == max(range(5), key=seen[level].count))
+             for level, cat in zip(levels[valid].flatten().tolist(), cats[valid].flatten().tolist())]
+    assert list(baselines(counts, grey[valid], cats[valid]).values()) == pytest.approx(np.mean(right, axis=0))
 
 
 def test_mosaic_shows_every_picture_whole():

@@ -46,7 +46,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize('model', ['CNN', 'UNet', 'DUNet'])
 def test_training_prints_the_lines_of_the_course_and_leaves_pictures(trained, model):
     folder, printed = trained
-    *epochs, _, last = printed[model]
+    *epochs, last = [line for line in printed[model] if re.match('Epoch|Val Loss', line)]
     patterns = [line.format(e=e) for e in (1, 2) for line in EPOCH_LINES]
     assert all(re.fullmatch(pattern + r' \(sample\)', line)
                for pattern, line in zip(patterns, epochs, strict=True))
@@ -102,6 +102,8 @@ def test_regression_is_evaluated(where, run_script, tmp_path, request):
     assert is_picture(tmp_path / 'outputs/regression_output.png')
     metrics = json.loads((tmp_path / 'outputs/metrics_RegressionCNN.json').read_text())
     assert metrics['val_loss'] == pytest.approx(float(loss), abs=1e-5)
+    assert metrics['pictures']['prediction']['mean_squared_error'] == pytest.approx(float(loss), rel=0.02)
+    assert metrics['pictures']['truth']['mean_squared_error'] == 0
 
 
 def test_regression_is_trained(run_script, tmp_path):
@@ -182,8 +184,11 @@ def test_figure_shows_the_first_ten_validation_pictures(model, call_script):
                             f'--checkpoint weights/{name}_k3_f32.pkl')[f'eval_{model}.png']
     panels, title = drawn
     assert 'sample' in title and model in title
-    assert [label.split(':')[0] for label, _ in panels] == ['grey', 'truth', 'prediction']
+    assert [label.split(':')[0] for label, _ in panels] == ['grey', 'truth', 'prediction',
+                                                            "prediction with the input's grey"]
     rows = [pictures_in(picture, 10) for _, picture in panels]
+    same_grey = rows[2] + (rows[0] - rows[2].mean(axis=-1, keepdims=True))
+    assert rows[3] == pytest.approx(same_grey.clip(0, 1), abs=1e-6)
     assert np.array_equal(rows[0], grey.numpy().transpose(0, 2, 3, 1))
     assert np.array_equal(rows[1], truth.transpose(0, 2, 3, 1))
     assert (np.abs(rows[2] - expected) < 1e-4).mean() > 0.999  # but for ties within rounding
