@@ -21,6 +21,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -443,6 +444,43 @@ class DilatedUNet(UNet):
         return MyDilatedConv2d(channels, channels, kernel, dilation=1)
 
 
+SMOOTHING = 100.0
+
+
+def add_prior(model, table):
+    """Give a network a prior: what a pixel's grey level alone says of its colour.
+
+    It becomes the parameter `prior` of the network, and is learned with the others. From then
+    on the network adds to a pixel's scores the entry of its grey level.
+
+    Args:
+        table: scores [E, K] of the colours at E grey levels from black to white.
+    """
+    model.prior = nn.Parameter(table)
+    model.register_forward_hook(add_prior_scores)
+
+
+def add_prior_scores(model, inputs, scores):
+    grey, = inputs
+    entries = len(model.prior)
+    entry = (grey_levels(grey[:, 0]) * entries // NUM_LEVELS).clamp(0, entries - 1)
+    return scores + F.embedding(entry, model.prior).movedim(-1, 1)
+
+
+def log_frequencies(counts, entries=NUM_LEVELS):
+    """A table for `add_prior`: how probable the training pictures make each colour, [E, K].
+
+    Args:
+        counts: `colour_counts`, [766, K]. If there are fewer entries, neighbouring levels share
+            one. SMOOTHING more pixels, coloured as all pixels are, count at each entry.
+    """
+    entry = torch.arange(NUM_LEVELS, device=counts.device) * entries // NUM_LEVELS
+    pooled = counts.new_zeros(entries, counts.shape[1]).index_add(0, entry, counts)
+    overall = (counts.sum(dim=0) + 1) / (counts.sum() + counts.shape[1])
+    pooled = pooled + SMOOTHING * overall
+    return (pooled / pooled.sum(dim=1, keepdim=True)).log()
+
+
 DUNet = DilatedUNet
 MODELS = {'CNN': CNN, 'UNet': UNet, 'DUNet': DUNet}
 STAGES = ['downconv1', 'downconv2', 'rfconv', 'upconv1', 'upconv2']
@@ -522,9 +560,15 @@ def load_model(make_model, path, kernel=None, num_filters=None):
         if given not in (None, found):
             raise InputError(f'{path} was trained with {flag} {found}: leave out {flag} {given}')
 
+    def build(make):
+        model = make(width, filters, num_colours)
+        if 'prior' in weights:
+            add_prior(model, torch.empty(*weights['prior'].shape[:1], num_colours))
+        return model
+
     def fits(make):
         with torch.device('meta'):  # no memory for sizes that may be absurd
-            model = make(width, filters, num_colours)
+            model = build(make)
         shapes = {name: tensor.shape for name, tensor in model.state_dict().items()
                   if not name.endswith('num_batches_tracked')}
         return (saved_as in (None, type(model).__name__)
@@ -536,7 +580,7 @@ def load_model(make_model, path, kernel=None, num_filters=None):
             owners = [saved_as]
         raise InputError(f'{path} belongs to another model: {" or ".join(owners)}' if owners else
                          f'{path} is damaged: its layers do not fit each other')
-    model = make_model(width, filters, num_colours)
+    model = build(make_model)
     model.load_state_dict(weights, strict=False)
     return model.eval(), colours
 
@@ -715,6 +759,105 @@ def save_history(history, args):
 
 
 # ---------------------------------------------------------------------------
+# Pictures of the user
+# ---------------------------------------------------------------------------
+
+IMAGE_SIZE = 64
+ANNEALED = 0.38  # Zhang et al. (2016)
+
+
+@torch.no_grad()
+def colourize(grey, model, colours, temperature=ANNEALED, size=IMAGE_SIZE):
+    """Colour a grey picture of any size; its brightness stays.
+
+    The network sees it as small as the pictures that it knows. Of what it answers only the chroma
+    is used, the difference of each channel from their mean: brought up to the full size, and made
+    weaker where it would lead out of [0, 1].
+
+    Args:
+        grey: array [H, W] in [0, 1].
+        model, colours: a trained network in eval mode, and its colours [K, 3].
+        temperature: see `scores_to_rgb`.
+        size: about the square root of the number of pixels that the network sees; a smaller
+            picture is not enlarged.
+
+    Returns:
+        RGB, float32 [H, W, 3] in [0, 1]; the mean of its channels is `grey`.
+    """
+    grey = torch.from_numpy(np.asarray(grey, np.float32))[None, None]
+    sides = grey.shape[2:]
+    scale = min(1, size / math.sqrt(math.prod(sides)))
+    small = F.interpolate(grey, [4 * max(1, round(side * scale / 4)) for side in sides],
+                          mode='bilinear', antialias=True)
+    scores = model(small.to(model.finalconv.weight.device) * 255 / MAX_PIXEL).cpu()
+    rgb = torch.from_numpy(scores_to_rgb(scores, colours, temperature))
+    chroma = F.interpolate(rgb - rgb.mean(dim=1, keepdim=True), sides, mode='bicubic')
+    room = torch.minimum((1 - grey) / chroma.amax(dim=1, keepdim=True).clamp(min=1e-6),
+                         grey / (-chroma.amin(dim=1, keepdim=True)).clamp(min=1e-6))
+    return (grey + chroma * room.clamp(max=1))[0].movedim(0, -1).clamp(0, 1).numpy()
+
+
+def read_picture(path):
+    """Read a picture file of any kind that Pillow knows, upright as its EXIF says.
+
+    Returns:
+        Its grey, the plain mean of red, green and blue, float32 [H, W] in [0, 1]; and its alpha
+        channel, uint8 [H, W], or None.
+
+    Raises:
+        InputError: it is no picture, damaged, or absurdly large.
+    """
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image = ImageOps.exif_transpose(image)
+                if image.mode.startswith('I'):  # 16 bits, which convert() would cut off
+                    return (np.asarray(image, np.float32) / 65535).clip(0, 1), None
+                alpha = None
+                if image.has_transparency_data:
+                    image = image.convert('RGBA')
+                    alpha = np.asarray(image.getchannel('A'))
+                rgb = np.asarray(image.convert('RGB'))
+    except FileNotFoundError:
+        raise
+    except Exception as e:  # a broken file can raise nearly anything
+        raise InputError(f'{path}: not a picture that can be read ({one_line(e)})') from e
+    return rgb.mean(axis=2, dtype=np.float32) / 255, alpha
+
+
+def colour_files(args, model, colours):
+    """--image: colour the user's pictures into args.outdir, one after another.
+
+    A file that fails gets its line and does not stop the others, but the exit status is 1.
+    """
+    from PIL import Image
+
+    status, taken = 0, set()
+    for path in tqdm(args.image, 'colouring', leave=False, disable=None):
+        name, i = path.stem, 1
+        while name in taken:
+            name, i = f'{path.stem}_{i + 1}', i + 1
+        taken.add(name)
+        try:
+            grey, alpha = read_picture(path)
+            rgb = colourize(grey, model, colours, args.temperature, args.image_size)
+            pixels = (255 * rgb).round().astype(np.uint8)
+            if alpha is not None:
+                pixels = np.dstack([pixels, alpha])
+            result = args.outdir / f'{name}_colour.png'
+            with whole_file(result) as file:
+                Image.fromarray(pixels).save(file, 'PNG')
+            tqdm.write(f'Wrote {result}')
+        except (InputError, OSError) as e:
+            tqdm.write(complaint(e), file=sys.stderr)
+            status = 1
+    sys.exit(status)
+
+
+# ---------------------------------------------------------------------------
 # Files
 # ---------------------------------------------------------------------------
 
@@ -852,19 +995,32 @@ def parse_args(argv=None):
     parser.add_argument('-c', '--colours', metavar='FILE',
                         help=f'the colours (default: {colour_file(NUM_COLOURS)}, or as many as the '
                              'checkpoint has)')
-    parser.add_argument('--temperature', type=number(float, 0, 100), default=0.0, metavar='T',
+    parser.add_argument('--prior', action='store_true',
+                        help='train with a table that says how probable each colour is at each '
+                             'grey level')
+    parser.add_argument('--temperature', type=number(float, 0, 100), metavar='T',
                         help='how scores become a colour: 0 takes the most likely one, 1 the mean, '
-                             'between them is annealed (default: %(default)s)')
+                             f'between them is annealed (default: 0; {ANNEALED} with --image)')
+    parser.add_argument('--image', type=Path, nargs='+', metavar='FILE',
+                        help='colour these pictures, with the network in --checkpoint')
+    parser.add_argument('--image_size', type=number(int, 4, 4096), default=IMAGE_SIZE, metavar='N',
+                        help='the network sees them with about N x N pixels (default: %(default)s)')
     parser.add_argument('--kmeans', type=number(int, 2, 256), metavar='K',
                         help='find K colours by k-means, write them into colour/, and stop')
     args = parser.parse_args(argv)
-    if args.kmeans and (args.model or args.valid):
-        parser.error('--kmeans only finds colours: leave out --model and --valid')
+    if args.kmeans and (args.model or args.valid or args.image):
+        parser.error('--kmeans only finds colours: leave out --model, --valid and --image')
+    if args.image and args.valid:
+        parser.error('--image colours pictures, --valid evaluates: choose one of them')
+    if args.temperature is None:
+        args.temperature = ANNEALED if args.image else 0.0
+    if args.image:
+        args.model = args.model or 'UNet'
+        args.checkpoint = args.checkpoint or Path(f'weights/{args.model.lower()}_k3_f32.pkl')
     if not (args.model or args.kmeans):
         parser.error('choose a network with --model CNN, UNet or DUNet')
     if args.valid and not args.checkpoint:
         parser.error('--valid evaluates the network in --checkpoint FILE, which is missing')
-    args.name = args.model
     return args
 
 
@@ -991,6 +1147,9 @@ def run_network(args, model, objective, colours, file_name):
     if args.hold_out:
         train_pictures, valid_pictures = hold_out(train_pictures, args.hold_out)
     horses = grey_and_target(*process(*train_pictures))
+    counts = None if colours is None else colour_counts(*horses, len(colours))
+    if args.prior and not args.valid:
+        add_prior(model, log_frequencies(counts))
     rgb, grey = process(*valid_pictures)
     valid_set = grey_and_target(rgb, grey)
     if not args.valid:
@@ -1012,7 +1171,7 @@ def run_network(args, model, objective, colours, file_name):
     metrics = run_validation_step(model, objective, *valid_set)
     draw(metrics)
     report(args, metrics, judge(grey, rgb, colour(valid_set[0])),
-           {} if colours is None else baselines(colour_counts(*horses, len(colours)), *valid_set))
+           {} if colours is None else baselines(counts, *valid_set))
 
 
 def report(args, metrics, pictures, baselines):
@@ -1038,13 +1197,25 @@ def main():
     args = parse_args()
     if args.kmeans:
         return find_colours(args)
+    if args.image:
+        model, colours = load_trained(args)
+        return colour_files(args, model.to(choose_device(args)), colours)
     if args.valid:
         model, colours = load_trained(args)
+        args.prior = hasattr(model, 'prior')
     else:
-        prepare_training(args, args.model.lower())
+        prepare_training(args, args.model.lower() + '_prior' * args.prior)
         args.colours = colours = choose_colours(args)  # they go into the checkpoint
         model = MODELS[args.model](args.kernel, args.num_filters, len(colours))
+    args.name = args.model + '_prior' * args.prior
     run_network(args, model, classification, colours, f'eval_{args.name}')
+
+
+def complaint(error):
+    """The one line for something that a user can mend."""
+    if isinstance(error, OSError) and error.filename:
+        return f'error: {error.filename}: {error.strerror}'
+    return f'error: {one_line(error)}'
 
 
 def run(main):
@@ -1056,10 +1227,8 @@ def run(main):
     except BrokenPipeError:  # whoever read the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except InputError as e:
-        sys.exit(f'error: {one_line(e)}')
-    except OSError as e:
-        sys.exit(f'error: {e.filename}: {e.strerror}' if e.filename else f'error: {one_line(e)}')
+    except (InputError, OSError) as e:
+        sys.exit(complaint(e))
     except (MemoryError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and 'memory' not in str(e):
             raise

@@ -38,9 +38,9 @@ TABLES = {
         '(b), (c) and (d)': {'--augment': f'flip_lr {SHIFTS}'},
         '(a), (b), (c) and (d)': {'--augment': f'flip_ud flip_lr {SHIFTS}'},
         '(b), (c), (d) and (e)': {'--augment': f'flip_lr {SHIFTS} classes', '-e': 1}}),
-    'F.1: augmentation, as many pictures as 44 epochs of horses': (MAIN | {'-e': 44}, {
+    'F.1: augmentation, as many pictures as 33 epochs of horses': (MAIN | {'-e': 33}, {
         'none': {},
-        '(e) classes': {'--augment': 'classes', '-e': 4},
+        '(e) classes': {'--augment': 'classes', '-e': 3},
         '(b), (c) and (d)': {'--augment': f'flip_lr {SHIFTS}'}}),
     'F.2: hyperparameters': (MAIN | {'-e': 6}, {
         'learning rate 0.03, batches of 16, 6 epochs, 32 filters of 3x3': {},
@@ -52,7 +52,7 @@ TABLES = {
         'batches of 32': {'-b': 32},
         'batches of 100': {'-b': 100},
         '11 epochs': {'-e': 11},
-        '44 epochs': {'-e': 44},
+        '33 epochs': {'-e': 33},
         '16 filters': {'-f': 16},
         '64 filters': {'-f': 64},
         'filters of 1x1': {'-k': 1},

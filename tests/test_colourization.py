@@ -14,12 +14,13 @@ import torch.nn.functional as F
 
 import colourization
 from colour_regression import RegressionCNN
-from colourization import (CNN, DUNet, MOVES, NUM_LEVELS, UNet, AverageOfWeights, augment, baselines,
-                           batches, classification, colour_counts, colourfulness, draw_pictures,
-                           get_cat_rgb, get_rgb_cat, grey_levels, hold_out, kmeans_colours,
-                           load_colours, load_model, mosaic, nearest_colours, parse_args, process,
-                           psnr, put_grey_back, run_validation_step, save_checkpoint, save_history,
-                           scores_to_rgb, shipped, train_epoch, whole_file)
+from colourization import (CNN, DUNet, MOVES, NUM_LEVELS, UNet, AverageOfWeights, add_prior, augment,
+                           baselines, batches, classification, colour_counts, colourfulness,
+                           draw_pictures, get_cat_rgb, get_rgb_cat, grey_levels, hold_out,
+                           kmeans_colours, load_colours, load_model, log_frequencies, mosaic,
+                           nearest_colours, parse_args, process, psnr, put_grey_back,
+                           run_validation_step, save_checkpoint, save_history, scores_to_rgb, shipped,
+                           train_epoch, whole_file)
 from load_data import InputError, load_cifar10
 from test_data import Runs, python2_string
 
@@ -376,6 +377,53 @@ def test_checkpoint_tells_its_colours(tmp_path):
     colours = np.random.default_rng(7).random((5, 3), dtype=np.float32)
     save_checkpoint(CNN(3, 4, 5), tmp_path / 'w.pkl', colours)
     assert np.array_equal(load_model(CNN, tmp_path / 'w.pkl')[1], colours)
+
+
+@pytest.mark.parametrize('make', MODELS.values())
+@pytest.mark.parametrize('entries', [766, 10])
+def test_prior_adds_the_entry_of_the_grey_level_to_the_scores(make, entries, tmp_path):
+    model, grey = make(3, 4, 5).eval(), torch.rand(2, 1, 8, 8)
+    table = torch.randn(entries, 5)
+    plain = model(grey).detach()
+    add_prior(model, table)
+    scores = model(grey)
+    for n, row, column in np.ndindex(2, 8, 8):
+        level = round(grey[n, 0, row, column].item() * 768)
+        expected = plain[n, :, row, column] + table[min(level * entries // 766, entries - 1)]
+        torch.testing.assert_close(scores[n, :, row, column].detach(), expected)
+    scores.sum().backward()
+    assert model.prior.grad.sum() == pytest.approx(2 * 64 * 5)  # it is learned with the rest
+
+    save_checkpoint(model, tmp_path / 'w.pkl')
+    assert torch.load(tmp_path / 'w.pkl', weights_only=True)['prior'].shape == (entries, 5)
+    assert torch.equal(load_model(make, tmp_path / 'w.pkl')[0](grey), scores)
+    white_and_beyond = load_model(make, tmp_path / 'w.pkl')[0](torch.full((1, 1, 4, 4), 1.5))
+    assert white_and_beyond.isfinite().all()
+
+
+@pytest.mark.parametrize('shape', [(), (7,), (7, 4), (7, 5, 1)])
+def test_prior_of_a_wrong_shape_is_refused(shape, tmp_path):
+    model = CNN(3, 4, 5)
+    torch.save(model.state_dict() | {'prior': torch.ones(shape)}, tmp_path / 'w.pkl')
+    with pytest.raises(InputError, match='w.pkl'):
+        load_model(CNN, tmp_path / 'w.pkl')
+
+
+@pytest.mark.parametrize('entries', [766, 100, 3])
+def test_log_frequencies_equal_counting_pixels(entries):
+    rng = np.random.default_rng(0)
+    levels, cats = rng.integers(0, 700, 20_000), rng.integers(4, size=20_000)
+    cats[levels < 300] //= 2
+    counts = torch.zeros(766, 4, dtype=torch.int64)
+    for level, cat in zip(levels, cats):
+        counts[level, cat] += 1
+    table = log_frequencies(counts, entries)
+    assert table.shape == (entries, 4) and table.exp().sum(dim=1).numpy() == pytest.approx(1)
+    overall = (np.bincount(cats) + 1) / 20_004
+    for entry in {0, entries // 3, entries - 1}:
+        here = cats[levels * entries // 766 == entry]
+        smoothed = np.bincount(here, minlength=4) + colourization.SMOOTHING * overall
+        assert table[entry].numpy() == pytest.approx(np.log(smoothed / smoothed.sum()), abs=1e-5)
 
 
 @pytest.mark.parametrize('saved, asked', [
