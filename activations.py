@@ -64,7 +64,7 @@ def main():
         parser.error('name a trained network with --checkpoint FILE')
     model, colours = load_trained(args)
 
-    rgb, grey = process(*load_cifar10(args.data)[1])
+    rgb, grey = process(*load_cifar10(args.data)[1], category=args.category)
     for index in args.index:
         if index >= len(rgb):
             raise InputError(f'there is no picture {index}: the last one is {len(rgb) - 1}')

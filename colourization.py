@@ -46,7 +46,7 @@ NUM_COLOURS = 24  # handout, part B
 KMEANS_RESTARTS = 10  # one run alone often ends in an optimum a percent worse
 
 
-def colour_file(num_colours, name=f'cat{HORSE}'):
+def colour_file(num_colours, name):
     return f'colour/colour_kmeans{num_colours}_{name}.npy'
 
 
@@ -179,23 +179,24 @@ def process(xs, ys, max_pixel=MAX_PIXEL, category=HORSE):
     return rgb, rgb.mean(axis=1, keepdims=True)
 
 
-def hold_out(train, count):
-    """Keep the last horses out of the training pictures, to choose settings on.
+def hold_out(train, count, category=HORSE):
+    """Keep the last pictures of a category out of the training set, to choose settings on.
 
     Args:
         train: pictures [N, 3, 32, 32] and labels [N, 1].
+        category: None for all.
 
     Returns:
-        The other pictures and labels, and those of the `count` horses.
+        The other pictures and labels, and those that are held out.
 
     Raises:
-        InputError: no horse would be left to train on.
+        InputError: none would be left to train on.
     """
     xs, ys = train
-    horses = np.flatnonzero(ys[:, 0] == HORSE)
-    if count >= len(horses):
-        raise InputError(f'--hold_out {count} leaves none of the {len(horses)} training horses')
-    held = horses[-count:]
+    candidates = np.flatnonzero((ys[:, 0] == category) | (category is None))
+    if count >= len(candidates):
+        raise InputError(f'--hold_out {count} leaves none of the {len(candidates)} training pictures')
+    held = candidates[-count:]
     return (np.delete(xs, held, axis=0), np.delete(ys, held, axis=0)), (xs[held], ys[held])
 
 
@@ -904,7 +905,15 @@ def say(args, line):
 
 
 def data_name(args):
-    return 'sample pictures' if args.data == 'sample' else 'the horses of CIFAR-10'
+    if args.data == 'sample':
+        return 'sample pictures'
+    return {None: 'CIFAR-10', HORSE: 'the horses of CIFAR-10'}.get(
+        args.category, f'class {args.category} of CIFAR-10')
+
+
+def category_name(args):
+    """As it stands in the names of colour files."""
+    return 'catall' if args.category is None else f'cat{args.category}'
 
 
 def digits(metrics):
@@ -944,6 +953,11 @@ def number(kind, low, high=math.inf, odd=False):
     return parse
 
 
+def one_class_or_all(text):
+    """A type for argparse: a class of CIFAR-10, or None for `all`."""
+    return None if text == 'all' else number(int, 0, 9)(text)
+
+
 def make_parser(description):
     """The flags that all scripts share."""
     parser = Parser(description=description)
@@ -955,6 +969,8 @@ def make_parser(description):
     parser.add_argument('--data', metavar='WHERE',
                         help='a folder or archive with CIFAR-10 (default: data/, fetched on first '
                              'use), or `sample` for a few pictures that need no network')
+    parser.add_argument('--category', type=one_class_or_all, default=HORSE, metavar='C',
+                        help='which class of CIFAR-10, 0 to 9, or `all` (default: %(default)s, horses)')
     parser.add_argument('--outdir', type=Path, default=Path('outputs'), metavar='DIR',
                         help='where pictures and results go (default: outputs/)')
     return parser
@@ -993,8 +1009,8 @@ def parse_args(argv=None):
     parser.add_argument('--valid', action='store_true',
                         help='only evaluate the network in --checkpoint')
     parser.add_argument('-c', '--colours', metavar='FILE',
-                        help=f'the colours (default: {colour_file(NUM_COLOURS)}, or as many as the '
-                             'checkpoint has)')
+                        help='the colours (default: those of the checkpoint, or the '
+                             f'{NUM_COLOURS} of the category in colour/)')
     parser.add_argument('--prior', action='store_true',
                         help='train with a table that says how probable each colour is at each '
                              'grey level')
@@ -1065,7 +1081,7 @@ def choose_colours(args, num_colours=None, saved=None):
     """
     if saved is not None and args.colours is None:
         return saved
-    path = shipped(args.colours or colour_file(num_colours or NUM_COLOURS))
+    path = shipped(args.colours or colour_file(num_colours or NUM_COLOURS, category_name(args)))
     if not path.exists():
         raise InputError(f'{path} is missing: name a file of {num_colours or "the"} colours with '
                          '--colours, or make one with --kmeans')
@@ -1086,9 +1102,11 @@ def load_trained(args):
 
 def find_colours(args):
     """--kmeans: find colours, write them, and print how far the pixels are from them."""
-    rgb, _ = process(*load_cifar10(args.data)[0])
+    xs, ys = load_cifar10(args.data)[0]
+    step = len(xs) // 5000 if args.category is None else 1  # as many pictures as one class has
+    rgb, _ = process(xs[::max(1, step)], ys[::max(1, step)], category=args.category)
     colours = kmeans_colours(rgb, args.kmeans, args.seed)
-    path = colour_file(args.kmeans, 'sample' if args.data == 'sample' else f'cat{HORSE}')
+    path = colour_file(args.kmeans, 'sample' if args.data == 'sample' else category_name(args))
     with whole_file(path) as file:
         np.save(file, colours)
     error = np.square(nearest_colours(rgb, colours)[1]).mean()
@@ -1099,7 +1117,7 @@ def baselines(counts, grey, cats):
     """Accuracies without a network: of the most frequent colour, and of that of each grey level.
 
     Args:
-        counts: `colour_counts` of the training horses.
+        counts: `colour_counts` of the training pictures.
         grey, cats: the validation pictures [N, 1, H, W] and their colours.
     """
     guesses = {'most_frequent_colour': counts.sum(dim=0).argmax(),
@@ -1145,17 +1163,15 @@ def run_network(args, model, objective, colours, file_name):
 
     train_pictures, valid_pictures = load_cifar10(args.data)
     if args.hold_out:
-        train_pictures, valid_pictures = hold_out(train_pictures, args.hold_out)
-    horses = grey_and_target(*process(*train_pictures))
-    counts = None if colours is None else colour_counts(*horses, len(colours))
+        train_pictures, valid_pictures = hold_out(train_pictures, args.hold_out, args.category)
+    train_set = grey_and_target(*process(*train_pictures, category=args.category))
+    counts = None if colours is None else colour_counts(*train_set, len(colours))
     if args.prior and not args.valid:
         add_prior(model, log_frequencies(counts))
-    rgb, grey = process(*valid_pictures)
+    if 'classes' in args.augment and not args.valid:
+        train_set = grey_and_target(*process(*train_pictures, category=None))
+    rgb, grey = process(*valid_pictures, category=args.category)
     valid_set = grey_and_target(rgb, grey)
-    if not args.valid:
-        train_set = horses
-        if 'classes' in args.augment:
-            train_set = grey_and_target(*process(*train_pictures, category=None))
     del train_pictures, valid_pictures  # all ten classes, which are large
 
     def draw(metrics, suffix=''):
