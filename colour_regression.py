@@ -34,7 +34,7 @@ def main():
     parser.add_argument('--train', action='store_true',
                         help=f'train a network; without it, --checkpoint or {CHECKPOINT} is evaluated')
     args = parser.parse_args()
-    args.name, args.valid, args.colours, args.prior = 'RegressionCNN', not args.train, None, False
+    args.name, args.valid, args.colours, args.prior = 'RegressionCNN', not args.train, None, 0
 
     if args.train:
         prepare_training(args, 'regression_cnn')

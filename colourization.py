@@ -1011,9 +1011,10 @@ def parse_args(argv=None):
     parser.add_argument('-c', '--colours', metavar='FILE',
                         help='the colours (default: those of the checkpoint, or the '
                              f'{NUM_COLOURS} of the category in colour/)')
-    parser.add_argument('--prior', action='store_true',
-                        help='train with a table that says how probable each colour is at each '
-                             'grey level')
+    parser.add_argument('--prior', type=number(int, 1, NUM_LEVELS), nargs='?', const=NUM_LEVELS,
+                        default=0, metavar='E',
+                        help='train with a table of how probable each colour is at each grey level, '
+                             'which has E entries (default: %(const)s)')
     parser.add_argument('--temperature', type=number(float, 0, 100), metavar='T',
                         help='how scores become a colour: 0 takes the most likely one, 1 the mean, '
                              f'between them is annealed (default: 0; {ANNEALED} with --image)')
@@ -1167,7 +1168,7 @@ def run_network(args, model, objective, colours, file_name):
     train_set = grey_and_target(*process(*train_pictures, category=args.category))
     counts = None if colours is None else colour_counts(*train_set, len(colours))
     if args.prior and not args.valid:
-        add_prior(model, log_frequencies(counts))
+        add_prior(model, log_frequencies(counts, args.prior))
     if 'classes' in args.augment and not args.valid:
         train_set = grey_and_target(*process(*train_pictures, category=None))
     rgb, grey = process(*valid_pictures, category=args.category)
@@ -1218,12 +1219,12 @@ def main():
         return colour_files(args, model.to(choose_device(args)), colours)
     if args.valid:
         model, colours = load_trained(args)
-        args.prior = hasattr(model, 'prior')
+        args.prior = len(getattr(model, 'prior', ()))
     else:
-        prepare_training(args, args.model.lower() + '_prior' * args.prior)
+        prepare_training(args, args.model.lower() + '_prior' * bool(args.prior))
         args.colours = colours = choose_colours(args)  # they go into the checkpoint
         model = MODELS[args.model](args.kernel, args.num_filters, len(colours))
-    args.name = args.model + '_prior' * args.prior
+    args.name = args.model + '_prior' * bool(args.prior)
     run_network(args, model, classification, colours, f'eval_{args.name}')
 
 

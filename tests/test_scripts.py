@@ -289,6 +289,28 @@ def test_colours_of_a_checkpoint_need_not_be_repeated(run_script, tmp_path):
     assert fails(run_script('colourization.py', *flags, '--valid', '-c', 'other.npy'), 1, 'other.npy')
 
 
+def test_prior_is_recognised_in_its_checkpoint(run_script, tmp_path):
+    trained = run_script('colourization.py', '-m', 'UNet', '--prior', 50, '--data', 'sample', '-e', 1, '-f', 2)
+    saved = torch.load(tmp_path / 'outputs/unet_prior_k3_f2.pkl', weights_only=True)
+    assert saved['prior'].shape == (50, 24)
+    flags = ['-m', 'UNet', '--data', 'sample', '--checkpoint', 'outputs/unet_prior_k3_f2.pkl']
+    (tmp_path / 'outputs/eval_UNet_prior.png').unlink()
+    again = run_script('colourization.py', *flags, '--valid')
+    assert again.stdout == trained.stdout[trained.stdout.index('The results'):] and not again.stderr
+    assert is_picture(tmp_path / 'outputs/eval_UNet_prior.png')
+    assert run_script('activations.py', 0, *flags).returncode == 0
+    assert fails(run_script('colourization.py', '-m', 'DUNet', *flags[2:], '--valid'), 1, 'UNet')
+
+
+@pytest.mark.parametrize('temperature, distinct', [(0, True), (0.38, False), (1, False)])
+def test_temperature_mixes_the_colours_of_the_drawing(temperature, distinct, call_script):
+    drawn = call_script(f'colourization -m UNet --valid --data sample --temperature {temperature} '
+                        '--checkpoint weights/unet_k3_f32.pkl')
+    panels, _ = drawn['eval_UNet.png']
+    pixels = pictures_in(dict((label, p) for label, p in panels)['prediction'], 10).reshape(-1, 3)
+    assert (len(np.unique(pixels, axis=0)) <= 24) == distinct
+
+
 @pytest.mark.parametrize('name, ignored', [
     ('outputs/eval_UNet.png', True), ('outputs/act_CNN_0/overview_0.png', True),
     ('outputs/unet_k3_f32.pkl', True), ('unet_k3_f32.pkl', True), ('data', True),
