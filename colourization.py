@@ -139,8 +139,8 @@ def load_colours(path):
 def check_colours(colours, path):
     """The colours as float32; raises InputError if they are not [K, 3] numbers in [0, 1]."""
     shape = getattr(colours, 'shape', ())
-    if len(shape) != 2 or shape[1] != 3 or shape[0] < 2 or colours.dtype.kind != 'f':
-        raise InputError(f'{path}: its colours are not a [K, 3] array of at least two')
+    if len(shape) != 2 or shape[1] != 3 or colours.dtype.kind != 'f' or not 2 <= shape[0] < 2**15:
+        raise InputError(f'{path}: its colours are not a [K, 3] array of 2 to 32767')
     if not (colours.min() >= 0 and colours.max() <= 1):  # so written, it refuses NaN too
         raise InputError(f'{path}: its colours are not all between 0 and 1')
     return colours.astype(np.float32)
@@ -666,6 +666,30 @@ def run_validation_step(model, objective, grey, target, batch_size=100):
                    for x, y in batches((grey, target), batch_size))
 
 
+def baselines(counts, grey, cats):
+    """Accuracies without a network: of the most frequent colour, and of that of each grey level.
+
+    Args:
+        counts: `colour_counts` of the training pictures.
+        grey, cats: the validation pictures [N, 1, H, W] and their colours.
+    """
+    guesses = {'most_frequent_colour': counts.sum(dim=0).argmax(),
+               'most_frequent_colour_of_grey_level': counts.argmax(dim=1)[grey_levels(grey)]}
+    return {name: (guess == cats).float().mean().item() for name, guess in guesses.items()}
+
+
+def judge(grey, truth, prediction):
+    """How near pictures are to the truth, and how colourful: by name, from grey to truth.
+
+    Args:
+        grey, truth, prediction: arrays [N, 1, H, W], [N, 3, H, W] and [N, 3, H, W] in [0, 1].
+    """
+    pictures = {'grey': grey.repeat(3, axis=1), 'prediction': prediction,
+                'grey_put_back': put_grey_back(prediction, grey), 'truth': truth}
+    return {name: {'mean_squared_error': float(np.square(rgb - truth).mean()),
+                   'colourfulness': colourfulness(rgb)} for name, rgb in pictures.items()}
+
+
 def train(model, objective, train_set, valid_set, args, draw):
     """Train a network with Adam; after every epoch validate it, print the course's lines, save it.
 
@@ -1112,30 +1136,6 @@ def find_colours(args):
         np.save(file, colours)
     error = np.square(nearest_colours(rgb, colours)[1]).mean()
     say(args, f'Wrote {path}: the mean squared distance of a pixel to its colour is {error:.5f}')
-
-
-def baselines(counts, grey, cats):
-    """Accuracies without a network: of the most frequent colour, and of that of each grey level.
-
-    Args:
-        counts: `colour_counts` of the training pictures.
-        grey, cats: the validation pictures [N, 1, H, W] and their colours.
-    """
-    guesses = {'most_frequent_colour': counts.sum(dim=0).argmax(),
-               'most_frequent_colour_of_grey_level': counts.argmax(dim=1)[grey_levels(grey)]}
-    return {name: (guess == cats).float().mean().item() for name, guess in guesses.items()}
-
-
-def judge(grey, truth, prediction):
-    """How near pictures are to the truth, and how colourful: by name, from grey to truth.
-
-    Args:
-        grey, truth, prediction: arrays [N, 1, H, W], [N, 3, H, W] and [N, 3, H, W] in [0, 1].
-    """
-    pictures = {'grey': grey.repeat(3, axis=1), 'prediction': prediction,
-                'grey_put_back': put_grey_back(prediction, grey), 'truth': truth}
-    return {name: {'mean_squared_error': float(np.square(rgb - truth).mean()),
-                   'colourfulness': colourfulness(rgb)} for name, rgb in pictures.items()}
 
 
 def run_network(args, model, objective, colours, file_name):

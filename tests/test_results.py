@@ -1,6 +1,7 @@
 """What is committed under outputs/ against the files and commands that it comes from."""
 
 import csv
+import re
 import shlex
 import sys
 
@@ -58,3 +59,17 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert experiments.RUNS.read_text() == whole
     assert experiments.PAGE.read_text() == experiments.page(experiments.read_table(experiments.RUNS))
+
+
+def test_readme_has_the_table_of_the_comparison(cifar10, run_script, tmp_path):
+    done = run_script('outputs/comparison.py', '--data', cifar10, '--outdir', tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'comparison.png').stat().st_size > 50_000
+    rows = re.findall(r'^\| (.+?) \| ([\d.]*) \| ([\d.]*)[ dB]*\| ([\d.]+) \|$', done.stdout, re.MULTILINE)
+    assert len(rows) == 6
+    readme = (ROOT / 'README.md').read_text()
+    for name, *numbers in rows:
+        told = re.search(rf'^\| {re.escape(name)} \| ([\d.]*) \| ([\d.]*)[ dB]*\| ([\d.]+) \|$', readme,
+                         re.MULTILINE).groups()
+        assert [float(n or 0) for n in told] == pytest.approx([float(n or 0) for n in numbers],
+                                                              rel=0.01)  # another machine rounds otherwise

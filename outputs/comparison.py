@@ -1,0 +1,59 @@
+"""The same horses by the course's way and by the one that goes beyond it.
+
+    python outputs/comparison.py --data data
+
+Writes `figures/comparison.png`, and prints a table in Markdown: errors against the true pictures
+and colourfulness, over the 1,000 test horses.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from colourization import (ANNEALED, SHOWN, UNet, draw_rows, judge, load_model, process,  # noqa: E402
+                           psnr, put_grey_back, run, scores_to_rgb)
+from load_data import load_cifar10  # noqa: E402
+
+
+@torch.no_grad()
+def colour(name, grey, temperature):
+    """What a shipped UNet makes of grey pictures [N, 1, H, W]."""
+    model, colours = load_model(UNet, HERE.parent / 'weights' / name)
+    return np.concatenate([scores_to_rgb(model(x), colours, temperature)
+                           for x in torch.from_numpy(grey).split(100)])
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--data', default='data', help='where CIFAR-10 is (default: data)')
+    parser.add_argument('--outdir', type=Path, default=HERE / 'figures', help='where the picture goes')
+    args = parser.parse_args()
+    rgb, grey = process(*load_cifar10(args.data)[1])
+
+    course, ours = 'unet_k3_f32.pkl', 'unet_prior_k3_f32.pkl'
+    ways = {'grey picture': np.repeat(grey, 3, axis=1),
+            'UNet, likeliest colours': colour(course, grey, 0),
+            'UNet with prior, likeliest colours': colour(ours, grey, 0)}
+    for name, temperature in (('annealed mean', ANNEALED), ('mean', 1)):
+        ways[f'UNet with prior, {name}, grey put back'] = put_grey_back(colour(ours, grey, temperature), grey)
+
+    print('| | mean squared error | PSNR | colourfulness |\n|---|---|---|---|')
+    for name, pictures in ways.items():
+        measured = judge(grey, rgb, pictures)['prediction']
+        error = measured['mean_squared_error']
+        print(f'| {name} | {error:.5f} | {psnr(error):.2f} dB | {measured["colourfulness"]:.1f} |')
+    print(f'| truth | | | {judge(grey, rgb, rgb)["truth"]["colourfulness"]:.1f} |')
+
+    del ways['UNet with prior, likeliest colours']
+    draw_rows([(name, pictures[:SHOWN]) for name, pictures in ({'truth': rgb} | ways).items()],
+              args.outdir / 'comparison.png', "The same horses: the course's way, and beyond it")
+
+
+if __name__ == '__main__':
+    run(main)
