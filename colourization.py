@@ -7,8 +7,10 @@ picture and chooses for each pixel one of K colours, which k-means found in the 
     python colourization.py --model UNet --checkpoint unet_k3_f32.pkl      # train
     python colourization.py --model UNet --checkpoint weights/unet_k3_f32.pkl --valid
     python colourization.py --kmeans 24                                    # find the colours
+    python colourization.py --image photo.jpg                              # colour your own picture
 
-From top to bottom: colours, pictures, layers, models, training, files, command line.
+From top to bottom: colours, pictures, layers, models, training, pictures of the user, files,
+command line.
 """
 
 import argparse
@@ -34,7 +36,8 @@ from tqdm import tqdm
 
 from load_data import HORSE, InputError, load_cifar10, one_line, safe_unpickle
 
-# scikit-learn and matplotlib take seconds to import, so the functions that need them do it.
+# scikit-learn and matplotlib take seconds to import, so the functions that need them do it;
+# Pillow, which --image alone needs, likewise.
 
 HERE = Path(__file__).resolve().parent
 
@@ -445,7 +448,10 @@ class DilatedUNet(UNet):
         return MyDilatedConv2d(channels, channels, kernel, dilation=1)
 
 
-SMOOTHING = 100.0
+DUNet = DilatedUNet
+MODELS = {'CNN': CNN, 'UNet': UNet, 'DUNet': DUNet}
+STAGES = ['downconv1', 'downconv2', 'rfconv', 'upconv1', 'upconv2']
+SMOOTHING = 100.0  # pixels; a grey level of the training horses has thousands
 
 
 def add_prior(model, table):
@@ -480,11 +486,6 @@ def log_frequencies(counts, entries=NUM_LEVELS):
     overall = (counts.sum(dim=0) + 1) / (counts.sum() + counts.shape[1])
     pooled = pooled + SMOOTHING * overall
     return (pooled / pooled.sum(dim=1, keepdim=True)).log()
-
-
-DUNet = DilatedUNet
-MODELS = {'CNN': CNN, 'UNet': UNet, 'DUNet': DUNet}
-STAGES = ['downconv1', 'downconv2', 'rfconv', 'upconv1', 'upconv2']
 
 
 def save_checkpoint(model, path, colours=None):
