@@ -47,7 +47,7 @@ def test_experiment_is_its_command(run_script, tmp_path):
 def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiments, 'RUNS', tmp_path / 'results/runs.csv')
     monkeypatch.setattr(experiments, 'PAGE', tmp_path / 'results/page.md')
-    monkeypatch.setattr(experiments, 'TABLES', {'title': ({'-e': 1}, {'one': {}, 'two': {'-e': 2}})})
+    monkeypatch.setattr(experiments, 'TABLES', {'title': ({'-e': 1}, {'one': {}, 'two': {'-e': 2}}, 'text')})
     monkeypatch.setattr(experiments, 'train', lambda command, seed, data, threads: {
         'command': command, 'seed': str(seed), 'val_loss': '1', 'val_accuracy': '0.5', 'train_loss': '1'})
     monkeypatch.setattr(sys, 'argv', ['experiments.py'])
