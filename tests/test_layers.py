@@ -29,10 +29,10 @@ def assert_same(ours, reference):
 @pytest.mark.parametrize('size', [(8, 8), (9, 13)])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_convolution_equals_nn_conv2d(kernel, padding, size, memory_format):
-    layer = MyConv2d(3, 5, kernel, padding).to(memory_format=memory_format)
-    reference = nn.Conv2d(3, 5, kernel, padding=kernel // 2 if padding is None else padding)
+    layer = MyConv2d(3, 5, kernel, padding).to(torch.float64, memory_format=memory_format)
+    reference = nn.Conv2d(3, 5, kernel, padding=kernel // 2 if padding is None else padding).double()
     reference.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 3, *size).to(memory_format=memory_format)
+    x = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=memory_format)
     ours = gradients(lambda x, w, b: torch.func.functional_call(layer, {'weight': w, 'bias': b}, x),
                      x, layer.weight, layer.bias)
     theirs = gradients(
@@ -56,8 +56,8 @@ def test_initial_weights_are_uniform_within_the_bound(layer):
 @pytest.mark.parametrize('size', [(8, 8), (9, 13)])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_dilated_convolution_equals_conv2d_with_gaps(kernel, dilation, size, memory_format):
-    layer = MyDilatedConv2d(3, 5, kernel, dilation).to(memory_format=memory_format)
-    x = torch.randn(2, 3, *size).to(memory_format=memory_format)
+    layer = MyDilatedConv2d(3, 5, kernel, dilation).to(torch.float64, memory_format=memory_format)
+    x = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=memory_format)
     ours = gradients(lambda x, w, b: torch.func.functional_call(layer, {'weight': w, 'bias': b}, x),
                      x, layer.weight, layer.bias)
     gaps = dilation + 1
