@@ -679,14 +679,13 @@ def baselines(counts, grey, cats):
     return {name: (guess == cats).float().mean().item() for name, guess in guesses.items()}
 
 
-def judge(grey, truth, prediction):
-    """How near pictures are to the truth, and how colourful: by name, from grey to truth.
+def judge(pictures, truth):
+    """How far pictures are from the true ones, and how colourful they are: both by name.
 
     Args:
-        grey, truth, prediction: arrays [N, 1, H, W], [N, 3, H, W] and [N, 3, H, W] in [0, 1].
+        pictures: arrays [N, 3, H, W] in [0, 1] by name.
+        truth: such an array.
     """
-    pictures = {'grey': grey.repeat(3, axis=1), 'prediction': prediction,
-                'grey_put_back': put_grey_back(prediction, grey), 'truth': truth}
     return {name: {'mean_squared_error': float(np.square(rgb - truth).mean()),
                    'colourfulness': colourfulness(rgb)} for name, rgb in pictures.items()}
 
@@ -1190,7 +1189,10 @@ def run_network(args, model, objective, colours, file_name):
         train(model, objective, train_set, valid_set, args, draw)
     metrics = run_validation_step(model, objective, *valid_set)
     draw(metrics)
-    report(args, metrics, judge(grey, rgb, colour(valid_set[0])),
+    prediction = colour(valid_set[0])
+    pictures = {'grey': grey.repeat(3, axis=1), 'prediction': prediction,
+                'grey_put_back': put_grey_back(prediction, grey), 'truth': rgb}
+    report(args, metrics, judge(pictures, rgb),
            {} if colours is None else baselines(counts, *valid_set))
 
 

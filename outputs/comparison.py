@@ -44,11 +44,10 @@ def main():
         ways[f'UNet with prior, {name}, grey put back'] = put_grey_back(colour(ours, grey, temperature), grey)
 
     print('| | mean squared error | PSNR | colourfulness |\n|---|---|---|---|')
-    for name, pictures in ways.items():
-        measured = judge(grey, rgb, pictures)['prediction']
+    for name, measured in judge(ways | {'truth': rgb}, rgb).items():
         error = measured['mean_squared_error']
-        print(f'| {name} | {error:.5f} | {psnr(error):.2f} dB | {measured["colourfulness"]:.1f} |')
-    print(f'| truth | | | {judge(grey, rgb, rgb)["truth"]["colourfulness"]:.1f} |')
+        distance = f'{error:.5f} | {psnr(error):.2f} dB' if error else '|'
+        print(f'| {name} | {distance} | {measured["colourfulness"]:.1f} |')
 
     del ways['UNet with prior, likeliest colours']
     draw_rows([(name, pictures[:SHOWN]) for name, pictures in ({'truth': rgb} | ways).items()],
