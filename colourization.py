@@ -238,7 +238,7 @@ def batches(tensors, batch_size, generator=None, augmentations=()):
     """
     n, device = len(tensors[0]), tensors[0].device
     order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
-    for indices in order.to(device).split(batch_size):
+    for indices in order.to(device, non_blocking=True).split(batch_size):
         batch = [tensor[indices] for tensor in tensors]
         yield augment(batch, augmentations, generator) if set(augmentations) & set(MOVES) else batch
 
@@ -266,7 +266,7 @@ def augment(tensors, moves, generator):
         if flip in moves:
             mirrored = torch.randint(2, (n, 1), generator=generator) == 1
             places = torch.where(mirrored, size - 1 - places, places)
-        return places.to(device)
+        return places.to(device, non_blocking=True)
 
     rows = sources(sizes[0], 'flip_ud', 'shift_ud')[:, :, None]
     columns = sources(sizes[1], 'flip_lr', 'shift_lr')[:, None, :]
@@ -435,7 +435,7 @@ class UNet(nn.Module):
         middle = self.rfconv(down2)
         up1 = self.upconv1(torch.cat([middle, down2], dim=1))
         up2 = self.upconv2(torch.cat([up1, down1], dim=1))
-        return self.finalconv(torch.cat([up2, x], dim=1))
+        return self.finalconv(torch.cat([up2, x.to(up2.dtype)], dim=1))  # perhaps in bfloat16
 
 
 class DilatedUNet(UNet):
@@ -594,7 +594,7 @@ def load_model(make_model, path, kernel=None, num_filters=None):
 
 def classification(scores, cats):
     """Pixel-wise cross entropy and accuracy of scores [N, K, H, W] for colours [N, 1, H, W]."""
-    cats = cats[:, 0].long()
+    scores, cats = scores.movedim(1, -1).flatten(0, 2), cats.flatten().long()  # so it is faster
     return {'loss': F.cross_entropy(scores, cats),
             'accuracy': (scores.argmax(dim=1) == cats).float().mean()}
 
@@ -647,16 +647,14 @@ class AverageOfWeights:
     ETA = 32
 
     def __init__(self, model, learner):
-        self.pairs = [(mean, new) for mean, new in zip(model.state_dict().values(),
-                                                       learner.state_dict().values())
-                      if mean.is_floating_point()]
+        self.means, self.news = ([tensor for tensor in network.state_dict().values()
+                                  if tensor.is_floating_point()] for network in (model, learner))
         self.step = 0
 
     @torch.no_grad()
     def update(self):
         self.step += 1
-        for mean, new in self.pairs:
-            mean.lerp_(new, (self.ETA + 1) / (self.step + self.ETA))
+        torch._foreach_lerp_(self.means, self.news, (self.ETA + 1) / (self.step + self.ETA))
 
 
 @torch.no_grad()
@@ -714,7 +712,7 @@ def train(model, objective, train_set, valid_set, args, draw):
     learner = copy.deepcopy(model)
     weights = AverageOfWeights(model, learner)
     optimizer = torch.optim.AdamW(learner.parameters(), args.learn_rate,
-                                  weight_decay=args.weight_decay)
+                                  weight_decay=args.weight_decay, fused=True)
     steps = math.ceil(len(train_set[0]) / args.batch_size)  # an epoch
     scheduler = (OneCycleLR(optimizer, args.learn_rate, args.epochs * steps, cycle_momentum=False)
                  if args.schedule == 'onecycle' else ConstantLR(optimizer, factor=1))
@@ -746,7 +744,7 @@ def train(model, objective, train_set, valid_set, args, draw):
             if args.plot:
                 draw(valid, f'_epoch{epoch:02d}')
     except (KeyboardInterrupt, BrokenPipeError):  # the latter where `| head` has seen enough
-        if weights.step and all(mean.isfinite().all() for mean, _ in weights.pairs):
+        if weights.step and all(mean.isfinite().all() for mean in weights.means):
             save_checkpoint(model, args.checkpoint, args.colours)
             print(f'interrupted: the weights so far are in {args.checkpoint}', file=sys.stderr)
         raise

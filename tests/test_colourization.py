@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import re
 import struct
 from argparse import Namespace
 from collections import OrderedDict
@@ -650,8 +651,10 @@ def test_schedule_and_weight_decay_equal_steps_written_by_hand(schedule, weight_
                     weight *= 1 - rate * weight_decay
             optimizer.step()
             step += 1
+    # Batch norm takes the bias before it away again, so Adam moves that by rounding errors alone.
+    rounding_errors = re.compile(r'conv\d?\.0\.bias|running_mean|num_batches_tracked')
     for name, tensor in model.state_dict().items():
-        if 'num_batches_tracked' not in name:
+        if not rounding_errors.search(name):
             torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-5)
 
 
@@ -700,7 +703,7 @@ def test_interrupted_training_is_saved(steps, tmp_path, monkeypatch):
 
     def interrupt(self):
         real(self)
-        averages.append([mean.clone() for mean, _ in self.pairs])
+        averages.append([mean.clone() for mean in self.means])
         if len(averages) == steps:
             raise KeyboardInterrupt
 
