@@ -77,18 +77,15 @@ def kmeans_colours(xs, num_colours, seed=0):
     return colours[colours.sum(axis=1).argsort()].astype(np.float32)
 
 
-def nearest_colours(xs, colours):
-    """Index of the nearest colour of each pixel [N, H, W], and the distance to it."""
-    from scipy.cluster.vq import vq
-
-    indices, distances = vq(to_pixels(xs), colours.astype(xs.dtype), check_finite=False)
-    shape = (len(xs), *xs.shape[2:])
-    return indices.reshape(shape), distances.reshape(shape)
-
-
 def get_rgb_cat(xs, colours):
     """Nearest colour of each pixel: pictures [N, 3, H, W] -> colour numbers, int64 [N, 1, H, W]."""
-    return nearest_colours(xs, colours)[0][:, None].astype(np.int64)
+    # |x - c|^2 = |x|^2 - 2 x c + |c|^2, whose first term is the same for all colours; in double
+    # precision, since what is left are small differences.
+    centres = torch.from_numpy(colours).double()
+    pixels = torch.from_numpy(to_pixels(xs))
+    cats = [torch.addmm(centres.square().sum(dim=1), part.double(), centres.T, alpha=-2).argmin(dim=1)
+            for part in pixels.split(2**13)]  # as many as a processor's cache holds
+    return torch.cat(cats).numpy().reshape(len(xs), 1, *xs.shape[2:])
 
 
 def get_cat_rgb(cats, colours):
@@ -1134,7 +1131,7 @@ def find_colours(args):
     path = colour_file(args.kmeans, 'sample' if args.data == 'sample' else category_name(args))
     with whole_file(path) as file:
         np.save(file, colours)
-    error = np.square(nearest_colours(rgb, colours)[1]).mean()
+    error = np.square(rgb - get_cat_rgb(get_rgb_cat(rgb, colours), colours)).sum(axis=1).mean()
     say(args, f'Wrote {path}: the mean squared distance of a pixel to its colour is {error:.5f}')
 
 

@@ -1,0 +1,279 @@
+"""How fast it is, in ratios against what one would write otherwise, measured in turns in one run.
+
+    python tests/benchmark.py --data data           # all, a quarter of an hour
+    python tests/benchmark.py --only step           # of the parts: machine, step, dilation, colours, command
+    python tests/benchmark.py --gpu                 # step and dilation there, and a whole training loop
+
+The reference is the same network from `nn.Conv2d` and `dilation=2`, a `DataLoader` over a
+`TensorDataset`, the nearest colours by broadcasting in NumPy, and all of it as a script
+(`reference_script`). A ratio is the median over the rounds; its spread is the smallest and the
+largest of them. Nothing is asserted here.
+"""
+
+import argparse
+import copy
+import math
+import os
+import pickle
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from colourization import (AverageOfWeights, DilatedUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
+                           batches, choose_device, classification, get_rgb_cat, load_colours, multiplies_bfloat16,
+                           train_epoch)
+
+COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
+FLOP = 112e6  # of a training step of the UNet, a picture
+
+
+# ---------------------------------------------------------------------------
+# What one would write otherwise
+# ---------------------------------------------------------------------------
+
+
+def reference_network(make):
+    """The same network from torch's own convolutions."""
+    model = make(3, 32, len(COLOURS))
+    for parent in list(model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, MyConv2d):
+                gap = getattr(layer, 'dilation', 0) + 1
+                outputs, inputs, size, _ = layer.weight.shape
+                setattr(parent, name, nn.Conv2d(inputs, outputs, size, padding=layer.padding, dilation=gap))
+    return model
+
+
+def reference_epoch(model, optimizer, loader, device):
+    model.train()
+    losses = []
+    for x, y in loader:
+        x, y = x.to(device), y.to(device)
+        loss = nn.CrossEntropyLoss()(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return np.mean(losses)
+
+
+def reference_cats(xs):
+    """Nearest colours [N, H, W] by broadcasting: pixels [P, 1, 3] less colours [K, 3]."""
+    pixels = xs.transpose(0, 2, 3, 1).reshape(-1, 3)
+    cats = [np.square(part[:, None] - COLOURS).sum(axis=2).argmin(axis=1)
+            for part in np.array_split(pixels, math.ceil(len(pixels) / 10_000))]  # memory is not endless
+    return np.concatenate(cats).reshape(len(xs), *xs.shape[2:])
+
+
+def reference_script(data, batch_size, epochs):
+    """`colourization.py --model UNet`, as a script of the usual kind."""
+    from matplotlib import pyplot as plt
+
+    batches = {}
+    with tarfile.open(Path(data) / 'cifar-10-python.tar.gz') as archive:
+        for member in archive:
+            if '_batch' in member.name:
+                batches[Path(member.name).name] = pickle.load(archive.extractfile(member), encoding='bytes')
+
+    def horses(names):
+        x = np.concatenate([batches[name][b'data'] for name in names])
+        x = x[np.concatenate([batches[name][b'labels'] for name in names]) == 7].reshape(-1, 3, 32, 32)
+        x = x.astype(np.float32) / 256
+        return x, torch.from_numpy(x.mean(axis=1, keepdims=True)), torch.from_numpy(reference_cats(x))
+
+    _, x_train, y_train = horses([f'data_batch_{i}' for i in range(1, 6)])
+    rgb, x_test, y_test = horses(['test_batch'])
+    model = reference_network(UNet)
+    optimizer = torch.optim.Adam(model.parameters())
+    loader = DataLoader(TensorDataset(x_train, y_train), batch_size, shuffle=True)
+    for epoch in range(epochs):
+        loss = reference_epoch(model, optimizer, loader, 'cpu')
+        model.eval()
+        losses, right, shown = [], 0, []
+        with torch.no_grad():
+            for x, y in DataLoader(TensorDataset(x_test, y_test), 100):
+                scores = model(x)
+                losses.append(F.cross_entropy(scores, y).item())
+                right += (scores.argmax(1) == y).sum().item()
+                shown.append(COLOURS[scores.argmax(1)])
+        print(epoch, loss, np.mean(losses), right / y_test.numel(), flush=True)
+        torch.save(model.state_dict(), 'reference.pkl')
+    rows = [x_test[:10].repeat(1, 3, 1, 1).permute(0, 2, 3, 1), rgb[:10].transpose(0, 2, 3, 1), shown[0][:10]]
+    plt.imsave('reference.png', np.vstack([np.hstack(list(row)) for row in rows]))
+
+
+# ---------------------------------------------------------------------------
+# Measuring
+# ---------------------------------------------------------------------------
+
+
+def seconds(work, device=None):
+    start = time.perf_counter()
+    work()
+    if device is not None and device.type != 'cpu':
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+def compare(name, reference, ours, rounds, device=None):
+    """Time two pieces of work in turns, print how many times as fast ours is; returns its seconds."""
+    pairs = [(seconds(reference, device), seconds(ours, device)) for _ in range(rounds + 1)][1:]  # warm
+    print_ratio(name, [theirs / mine for theirs, mine in pairs],
+                statistics.median(theirs for theirs, _ in pairs), statistics.median(mine for _, mine in pairs))
+    return statistics.median(mine for _, mine in pairs)
+
+
+def print_ratio(name, ratios, theirs, mine):
+    print(f'{name:46} {statistics.median(ratios):6.2f}x  ({min(ratios):.2f} to {max(ratios):.2f})'
+          f'  {1000 * theirs:10.2f} ms  {1000 * mine:10.2f} ms', flush=True)
+
+
+def matrix_rate(dtype, device):
+    """FLOP a second of a product of large matrices."""
+    a = torch.randn(2048, 2048, device=device).to(dtype)
+    return 2 * 2048**3 / min(seconds(lambda: a @ a, device) for _ in range(10))
+
+
+def machine(device):
+    """The limits: products of matrices, and copies of memory, read and written."""
+    for dtype in (torch.float32, torch.bfloat16):
+        print(f'matrix product, {dtype}: {matrix_rate(dtype, device) / 1e9:.0f} GFLOP/s')
+    a, b = torch.empty(2, 2**26, device=device)
+    rate = 2 * a.nbytes / min(seconds(lambda: b.copy_(a), device) for _ in range(10))
+    print(f'memory copy, read and written: {rate / 1e9:.0f} GB/s')
+
+
+def training(make, batch_size, pictures, device):
+    """An epoch of ours and one of the reference, over as many random pictures."""
+    grey = torch.rand(pictures, 1, 32, 32)
+    cats = torch.randint(len(COLOURS), (pictures, 1, 32, 32), dtype=torch.int16)
+
+    model = make(3, 32, len(COLOURS)).to(device, memory_format=torch.channels_last)
+    learner = copy.deepcopy(model)
+    weights = AverageOfWeights(model, learner)
+    optimizer = torch.optim.AdamW(learner.parameters(), weight_decay=0, fused=True)
+    train_set, generator = [grey.to(device), cats.to(device)], torch.Generator()
+
+    other = reference_network(make).to(device)
+    its_optimizer = torch.optim.Adam(other.parameters())
+    loader = DataLoader(TensorDataset(grey, cats[:, 0].long()), batch_size, shuffle=True)
+    return (lambda: reference_epoch(other, its_optimizer, loader, device),
+            lambda: train_epoch(learner, optimizer, classification, batches(train_set, batch_size, generator),
+                                weights.update, multiplies_bfloat16(device)))
+
+
+def steps(args, device):
+    for make in (UNet, DilatedUNet):
+        for batch_size, pictures in ((10, 500), (100, 1000)):
+            time_taken = compare(f'training step, {make.__name__}, batch of {batch_size}',
+                                 *training(make, batch_size, pictures, device), args.rounds, device)
+            if make is UNet:
+                print(f'    {pictures * FLOP / time_taken / 1e9:.0f} GFLOP/s, '
+                      f'{pictures * FLOP / time_taken / matrix_rate(torch.float32, device):.0%} of a float32 '
+                      'matrix product')
+
+
+def dilation(args, device):
+    mine = MyDilatedConv2d(64, 64, 3, dilation=1).to(device)
+    torchs = nn.Conv2d(64, 64, 3, padding=2, dilation=2).to(device)
+    for batch_size in (10, 100):
+        x = torch.randn(batch_size, 64, 8, 8, device=device).to(memory_format=torch.channels_last).requires_grad_()
+
+        def work(layer, bfloat16):
+            def forward_and_backward():
+                for _ in range(50):
+                    with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                        y = layer(x)
+                    y.float().sum().backward()
+            return forward_and_backward
+
+        for bfloat16 in {False, multiplies_bfloat16(device)}:
+            kind = 'bfloat16' if bfloat16 else 'float32'
+            compare(f'dilated convolution, {kind}, batch of {batch_size}', work(torchs, bfloat16),
+                    work(mine, bfloat16), args.rounds, device)
+
+
+def colours(args):
+    xs = np.random.default_rng(0).random((1000, 3, 32, 32), np.float32)
+    compare('nearest colours of a million pixels', lambda: reference_cats(xs),
+            lambda: get_rgb_cat(xs, COLOURS), args.rounds)
+
+
+def command(args):
+    """The whole command of the handout, and the reference script: seconds and peak memory."""
+    data = str(Path(args.data).resolve())
+    flags = ['-b', '10', '-e', '5']
+    commands = [[sys.executable, __file__, '--reference', data, *flags],
+                [sys.executable, ROOT / 'colourization.py', '--model', 'UNet', *flags, '--data', data]]
+    times, peaks = ([], []), ([], [])
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(args.command_rounds):
+            for words, its_times, its_peaks in zip(commands, times, peaks):
+                start = time.perf_counter()
+                process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL)
+                _, process.returncode, usage = os.wait4(process.pid, 0)
+                if process.returncode:
+                    sys.exit(f'error: {words} failed')
+                its_times.append(time.perf_counter() - start)
+                its_peaks.append(usage.ru_maxrss / 1024)
+    print_ratio('whole command, UNet, -b 10 -e 5', [a / b for a, b in zip(*times)],
+                *map(statistics.median, times))
+    print(f'    peak memory {max(peaks[0]):.0f} MB and {max(peaks[1]):.0f} MB')
+
+
+def gpu_loop(device):
+    """25 epochs of 5,000 pictures in batches of 100, and how much of that time the GPU works."""
+    _, epoch = training(UNet, 100, 5000, device)
+    epoch()
+    wall = seconds(lambda: [epoch() for _ in range(25)], device)
+    with torch.profiler.profile() as profile:
+        seconds(epoch, device)
+    busy = 25e-6 * sum(event.self_device_time_total for event in profile.key_averages())
+    print(f'25 epochs of the UNet in batches of 100: {wall:.2f} s, of which the GPU works {busy / wall:.0%}')
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--data', default='data', help='where CIFAR-10 is, for the whole command (default: data)')
+    parser.add_argument('--only', choices=['machine', 'step', 'dilation', 'colours', 'command'], help='one part')
+    parser.add_argument('--rounds', type=int, default=7, help='of each comparison (default: %(default)s)')
+    parser.add_argument('--command_rounds', type=int, default=3, help='of the whole command (default: %(default)s)')
+    parser.add_argument('--gpu', action='store_true', help='measure steps, dilation and the training loop there')
+    parser.add_argument('--reference', metavar='DATA', help='run the reference script instead, with -b and -e')
+    parser.add_argument('-b', type=int, default=10)
+    parser.add_argument('-e', type=int, default=5)
+    args = parser.parse_args()
+    if args.reference:
+        return reference_script(args.reference, args.b, args.e)
+
+    device = choose_device(args)
+    print(f'torch {torch.__version__}, {torch.get_num_threads()} threads, bfloat16 '
+          f'{"multiplied" if multiplies_bfloat16(device) else "not multiplied"} by the hardware, {device}')
+    parts = {'machine': lambda: machine(device),
+             'step': lambda: steps(args, device),
+             'dilation': lambda: dilation(args, device),
+             'colours': lambda: colours(args),
+             'command': lambda: command(args)}
+    print(f'{"":46} times as fast (spread)  {"the reference":>10}  {"ours":>10}')
+    for name, measure in parts.items():
+        if args.only in (None, name) and (device.type == 'cpu' or name in ('machine', 'step', 'dilation')):
+            measure()
+    if device.type != 'cpu':
+        gpu_loop(device)
+
+
+if __name__ == '__main__':
+    main()
