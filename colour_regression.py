@@ -34,6 +34,8 @@ def main():
     parser.add_argument('--train', action='store_true',
                         help=f'train a network; without it, --checkpoint or {CHECKPOINT} is evaluated')
     args = parser.parse_args()
+    if args.resume and not args.train:
+        parser.error('--resume goes on with a training: add --train')
     args.name, args.valid, args.colours, args.prior = 'RegressionCNN', not args.train, None, 0
 
     if args.train:

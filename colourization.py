@@ -497,6 +497,10 @@ def save_checkpoint(model, path, colours=None):
     state._metadata['']['model'] = type(model).__name__
     if colours is not None:
         state._metadata['']['colours'] = colours.tolist()
+    save_tensors(state, path)
+
+
+def save_tensors(state, path):
     content = io.BytesIO()  # torch.save hides what goes wrong with a file
     torch.save(state, content)
     with whole_file(path) as file:
@@ -653,6 +657,12 @@ class AverageOfWeights:
         self.step += 1
         torch._foreach_lerp_(self.means, self.news, (self.ETA + 1) / (self.step + self.ETA))
 
+    def state_dict(self):
+        return {'step': self.step}
+
+    def load_state_dict(self, state):
+        self.step = state['step']
+
 
 @torch.no_grad()
 def run_validation_step(model, objective, grey, target, batch_size=100):
@@ -696,6 +706,9 @@ def train(model, objective, train_set, valid_set, args, draw):
     The network ends up with the average of its last weights. Whatever happens, the history of
     the epochs done and their curve are written in the end.
 
+    Beside the checkpoint lies, from the first epoch to the last, what --resume needs to go on as if
+    nothing had happened: to the same bits, on the CPU.
+
     Args:
         objective: see `train_epoch`.
         train_set, valid_set: pairs of grey pictures and targets, on the network's device.
@@ -703,7 +716,8 @@ def train(model, objective, train_set, valid_set, args, draw):
         draw: `draw(metrics, suffix)` draws what the network makes of the validation pictures.
 
     Raises:
-        InputError: the loss is no longer finite; the checkpoint keeps the epoch before.
+        InputError: the loss is no longer finite; the checkpoint keeps the epoch before. Or
+            --resume finds no interrupted run with the same settings.
         KeyboardInterrupt: after what was trained so far is saved.
     """
     learner = copy.deepcopy(model)
@@ -720,9 +734,13 @@ def train(model, objective, train_set, valid_set, args, draw):
 
     bfloat16 = not args.float32 and multiplies_bfloat16(train_set[0].device)
     generator = torch.Generator().manual_seed(args.seed)
-    history, start = [], time.time()
+    run = {'model': model, 'learner': learner, 'weights': weights, 'optimizer': optimizer,
+           'scheduler': scheduler}
+    state_file = args.checkpoint.with_name(args.checkpoint.name + '.resume')
+    history = resume(run, generator, state_file, args) if args.resume else []
+    start = time.time() - (history[-1]['seconds'] if history else 0)
     try:
-        for epoch in range(1, args.epochs + 1):
+        for epoch in range(len(history) + 1, args.epochs + 1):
             label = f'Epoch [{epoch}/{args.epochs}]'
             loader = batches(train_set, args.batch_size, generator, args.augment)
             trained = train_epoch(learner, optimizer, objective,
@@ -738,16 +756,55 @@ def train(model, objective, train_set, valid_set, args, draw):
             history.append({'epoch': epoch, 'seconds': round(time.time() - start, 3)}
                            | {f'train_{name}': value for name, value in trained.items()}
                            | {f'val_{name}': value for name, value in valid.items()})
+            if epoch < args.epochs:
+                save_state(run, generator, history, state_file, args)
             if args.plot:
                 draw(valid, f'_epoch{epoch:02d}')
     except (KeyboardInterrupt, BrokenPipeError):  # the latter where `| head` has seen enough
         if weights.step and all(mean.isfinite().all() for mean in weights.means):
             save_checkpoint(model, args.checkpoint, args.colours)
-            print(f'interrupted: the weights so far are in {args.checkpoint}', file=sys.stderr)
+            print(f'interrupted: the weights so far are in {args.checkpoint}'
+                  + f'; --resume goes on after epoch {len(history)}' * bool(history), file=sys.stderr)
         raise
     finally:
         if history:
             save_history(history, args)
+    state_file.unlink(missing_ok=True)
+
+
+def settings(args):
+    """All that decides what training ends with."""
+    names = ['name', 'kernel', 'num_filters', 'prior', 'category', 'hold_out', 'augment', 'batch_size', 'epochs',
+             'learn_rate', 'schedule', 'weight_decay', 'seed', 'float32']
+    return {name: getattr(args, name) for name in names} | {
+        'data': data_name(args), 'colours': None if args.colours is None else args.colours.tolist()}
+
+
+def save_state(run, generator, history, path, args):
+    """Save a run after an epoch, for --resume: networks, optimizer and so on, by name."""
+    state = {name: part.state_dict() for name, part in run.items()}
+    save_tensors(state | {'generator': generator.get_state(), 'history': history,
+                          'settings': settings(args)}, path)
+
+
+def resume(run, generator, path, args):
+    """Bring a run into the state that `save_state` saved; returns the history of its epochs."""
+    if not path.exists():
+        raise InputError(f'{path} is missing, so there is no interrupted run: leave out --resume')
+    with open(path, 'rb') as file:
+        try:
+            state = torch.load(file, map_location='cpu', weights_only=True)
+            for name, value in settings(args).items():
+                if state['settings'][name] != value:
+                    raise ValueError(f'the interrupted run had another --{name}'
+                                     + f', {state["settings"][name]}' * (name != 'colours'))
+            for name, part in run.items():
+                part.load_state_dict(state[name])
+            generator.set_state(state['generator'])
+            return list(state['history'])
+        except Exception as e:  # a broken or hostile file can raise nearly anything
+            raise InputError(f'{path}: cannot be resumed ({one_line(e)[:100]}); give the same flags as '
+                             'before, or leave out --resume') from e
 
 
 def save_history(history, args):
@@ -1020,6 +1077,8 @@ def add_training_flags(parser):
                         help='train in float32 also where the hardware multiplies bfloat16')
     parser.add_argument('--gpu', action='store_true', help='use the GPU, if there is one')
     parser.add_argument('--plot', action='store_true', help='draw pictures after every epoch too')
+    parser.add_argument('--resume', action='store_true',
+                        help='go on with the interrupted run of the same flags and --checkpoint')
 
 
 def parse_args(argv=None):
@@ -1048,6 +1107,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     if args.kmeans and (args.model or args.valid or args.image):
         parser.error('--kmeans only finds colours: leave out --model, --valid and --image')
+    if args.resume and (args.kmeans or args.valid or args.image):
+        parser.error('--resume goes on with a training: leave out --kmeans, --valid and --image')
     if args.image and args.valid:
         parser.error('--image colours pictures, --valid evaluates: choose one of them')
     if args.temperature is None:

@@ -604,14 +604,15 @@ def test_psnr_of_a_tenth_is_twenty_decibels():
     assert psnr(0.1**2) == pytest.approx(20)
 
 
-def training(tmp_path, **changes):
-    args = Namespace(batch_size=4, epochs=2, learn_rate=0.001, seed=0, plot=False, name='UNet',
+def training(tmp_path, make=UNet, **changes):
+    args = Namespace(batch_size=4, epochs=2, learn_rate=0.001, seed=0, plot=False, name=make.__name__,
                      data='sample', outdir=tmp_path, checkpoint=tmp_path / 'w.pkl', colours=None,
-                     schedule='constant', weight_decay=0., augment=[], float32=True)
+                     schedule='constant', weight_decay=0., augment=[], float32=True, resume=False,
+                     kernel=3, num_filters=4, prior=0, category=7, hold_out=0)
     vars(args).update(changes)
     torch.manual_seed(args.seed)
     data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
-    colourization.train(UNet(3, 4, 5), classification, data, data, args, None)
+    colourization.train(make(3, 4, 5), classification, data, data, args, None)
     return torch.load(tmp_path / 'w.pkl', weights_only=True)
 
 

@@ -1,0 +1,171 @@
+"""Interrupted training: what is on the disk is whole, and --resume goes on as if nothing had happened."""
+
+import csv
+import multiprocessing
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from colourization import CNN, HERE, MOVES, DUNet, UNet, AverageOfWeights, load_model
+from load_data import InputError
+from test_colourization import training
+
+STEPS = 3  # an epoch of `training`: ten pictures in batches of four
+
+
+def interrupted_after(steps, monkeypatch, *arguments, **settings):
+    """Run `training` until so many steps are done."""
+    real, done = AverageOfWeights.update, []
+
+    def update(self):
+        real(self)
+        done.append(None)
+        if len(done) == steps:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AverageOfWeights, 'update', update)
+        with pytest.raises(KeyboardInterrupt):
+            training(*arguments, **settings)
+
+
+def left_behind(folder):
+    """The weights, and the bytes of the other files less the seconds that an epoch took."""
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != 'w.pkl'}
+    for name in files:
+        if name.startswith('history'):
+            rows = list(csv.DictReader(files[name].decode().splitlines()))
+            files[name] = [{key: row[key] for key in row if key != 'seconds'} for row in rows]
+    return torch.load(folder / 'w.pkl', weights_only=True), files
+
+
+def assert_same(folder, other):
+    weights, files = left_behind(folder)
+    its_weights, its_files = left_behind(other)
+    assert weights.keys() == its_weights.keys() and files == its_files
+    assert all(torch.equal(weights[name], its_weights[name]) for name in weights)
+
+
+@pytest.mark.parametrize('make', [CNN, UNet, DUNet])
+@pytest.mark.parametrize('settings', [
+    {}, {'augment': MOVES}, {'schedule': 'onecycle', 'weight_decay': 0.1},
+    {'schedule': 'onecycle', 'augment': MOVES}], ids=str)
+def test_resumed_run_equals_the_uninterrupted_one(make, settings, tmp_path, monkeypatch):
+    """Interrupted in the second, third and last of four epochs, at their begin and amid them."""
+    settings |= {'make': make, 'epochs': 4, 'learn_rate': 0.02}
+    (tmp_path / 'whole').mkdir()
+    training(tmp_path / 'whole', **settings)
+    for steps in (STEPS + 1, 2 * STEPS + 2, 4 * STEPS):
+        folder = tmp_path / str(steps)
+        folder.mkdir()
+        interrupted_after(steps, monkeypatch, folder, **settings)
+        assert (folder / 'w.pkl.resume').exists()
+        training(folder, resume=True, **settings)
+        assert_same(folder, tmp_path / 'whole')
+
+
+def test_run_can_be_interrupted_again_and_again(tmp_path, monkeypatch):
+    (tmp_path / 'whole').mkdir()
+    (tmp_path / 'parts').mkdir()
+    training(tmp_path / 'whole', epochs=4)
+    interrupted_after(STEPS + 1, monkeypatch, tmp_path / 'parts', epochs=4)
+    for _ in range(2):
+        interrupted_after(STEPS + 2, monkeypatch, tmp_path / 'parts', epochs=4, resume=True)
+    training(tmp_path / 'parts', epochs=4, resume=True)
+    assert_same(tmp_path / 'parts', tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('changes, word', [
+    ({'epochs': 5}, 'epochs, 4'), ({'batch_size': 5}, 'batch_size, 4'), ({'seed': 1}, 'seed, 0'),
+    ({'learn_rate': 0.1}, 'learn_rate, 0.001'), ({'schedule': 'onecycle'}, 'schedule, constant'),
+    ({'augment': ['flip_lr']}, 'augment'), ({'make': DUNet}, 'name, UNet')])
+def test_run_is_not_resumed_with_other_flags(changes, word, tmp_path, monkeypatch):
+    interrupted_after(STEPS + 1, monkeypatch, tmp_path, epochs=4)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(InputError, match=f'another --{word}.*leave out --resume'):
+        training(tmp_path, resume=True, **{'epochs': 4, **changes})
+    assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_nothing_is_resumed_where_nothing_was_interrupted(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match='leave out --resume'):
+        training(tmp_path, resume=True)
+    training(tmp_path)
+    with pytest.raises(InputError, match='leave out --resume'):
+        training(tmp_path, resume=True)
+
+
+def test_broken_state_is_not_resumed(tmp_path, monkeypatch):
+    interrupted_after(STEPS + 1, monkeypatch, tmp_path)
+    state = tmp_path / 'w.pkl.resume'
+    whole = state.read_bytes()
+    weights = torch.load(tmp_path / 'w.pkl', weights_only=True)
+    for content in [whole[:len(whole) * tenth // 10] for tenth in range(10)] + [b'not a state']:
+        state.write_bytes(content)
+        with pytest.raises(InputError, match='cannot be resumed'):
+            training(tmp_path, resume=True)
+    torch.save(weights, state)
+    with pytest.raises(InputError, match='cannot be resumed'):
+        training(tmp_path, resume=True)
+
+
+def run_for_ever(folder, seed):
+    torch.set_num_threads(1)
+    training(folder, epochs=10**6, seed=seed)
+
+
+def test_checkpoint_loads_whenever_a_run_is_killed(tmp_path):
+    """A hundred runs, each killed at some instant after its first checkpoint."""
+    rng = random.Random(0)
+    context = multiprocessing.get_context('forkserver')  # a fork of this process inherits locks
+    context.set_forkserver_preload(['test_colourization'])
+    for seed in range(100):
+        process = context.Process(target=run_for_ever, args=(tmp_path, seed))
+        process.start()
+        while not (tmp_path / 'w.pkl').exists():
+            assert process.is_alive()
+            time.sleep(0.001)
+        time.sleep(0.05 * rng.random())
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        load_model(UNet, tmp_path / 'w.pkl')
+        if seed % 10 == 9:
+            (tmp_path / 'w.pkl').unlink()
+
+
+def test_killed_script_is_resumed(tmp_path):
+    """With SIGKILL and with Ctrl-C, which says how to go on; the same weights as without."""
+    words = [sys.executable, HERE / 'colourization.py', '-m', 'CNN', '--data', 'sample', '-f', '4', '-e', '4',
+             '-b', '50', '--prior', '20', '--augment', 'flip_lr']
+
+    def start(folder, *flags):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return subprocess.Popen([*words, *flags], cwd=tmp_path / folder, text=True, stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
+
+    _, errors = start('whole').communicate(timeout=100)
+    assert errors == ''
+    for number, how in ((2, signal.SIGKILL), (3, signal.SIGINT)):
+        process = start('parts', *['--resume'] * (how == signal.SIGINT))
+        while not re.search(fr'Epoch .{number}/4., Val Loss', line := process.stdout.readline()):
+            assert line
+        while not re.search(fr'Epoch', process.stdout.readline()):  # the next one: the state is saved
+            assert process.poll() is None
+        process.send_signal(how)
+        _, errors = process.communicate(timeout=100)
+        if how == signal.SIGINT and process.returncode == 130:
+            assert re.fullmatch(r'interrupted: .*cnn_prior_k3_f4.pkl; --resume goes on after epoch 3\n', errors)
+    output, errors = start('parts', '--resume').communicate(timeout=100)
+    assert errors == '' and output.startswith('Epoch [4/4]')
+    name = 'outputs/cnn_prior_k3_f4.pkl'
+    whole, parts = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ('whole', 'parts'))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert sorted(path.name for path in (tmp_path / 'parts/outputs').iterdir() if path.name[0] != '.') == \
+           sorted(path.name for path in (tmp_path / 'whole/outputs').iterdir())
