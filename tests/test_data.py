@@ -1,19 +1,27 @@
 """Reading CIFAR-10: pickles as Python 2 wrote them, archives, folders, downloads, the sample."""
 
+import copyreg
+import gzip
 import hashlib
 import io
 import pickle
+import signal
+import socket
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import time
+import tracemalloc
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
 import load_data
-from load_data import InputError, load_cifar10, read_batch, safe_unpickle
+from conftest import ROOT
+from load_data import InputError, fetch, load_cifar10, read_batch, safe_unpickle
 
 NAMES = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch']
 
@@ -100,32 +108,154 @@ def test_arrays_of_any_byte_order_and_layout_are_unpickled():
             assert np.array_equal(ours, array)
 
 
-class Runs:
-    """A pickle of this creates a file as soon as it is loaded."""
+# ---------------------------------------------------------------------------
+# Pickles that would run code
+# ---------------------------------------------------------------------------
 
-    def __init__(self, function, *arguments):
-        self.function, self.arguments = function, arguments
+def text(value):
+    """The opcode of a text; that of a name which is looked up follows."""
+    return b'X' + struct.pack('<I', len(value.encode())) + value.encode()
+
+
+def name(module, attribute):
+    return f'c{module}\n{attribute}\n'.encode()
+
+
+def dotted_name(module, attributes):
+    return b'\x80\x04' + text(module) + text(attributes) + b'\x93'
+
+
+COMMAND = "open('victim', 'w')"
+CALL = text(COMMAND) + b'\x85R.'  # of what is on the stack, with the command
+SHELL_CALL = text('echo > victim') + b'\x85R.'
+
+
+class Runs:
+    """A pickle of this runs the command as soon as it is loaded."""
 
     def __reduce__(self):
-        return self.function, self.arguments
+        return exec, (COMMAND,)
 
 
-def test_no_pickle_runs_code(tmp_path):
-    victim = tmp_path / 'victim'
-    for function, *arguments in [
-            (open, str(victim), 'w'), (exec, f'open({str(victim)!r}, "w")'),
-            (getattr, 1, 'real'), (np.save, str(victim), 1), (np.fromfile, str(victim)),
-            (np.memmap, str(victim), 'u1', 'w+', 0, 3)]:
-        for protocol in (0, 2, 4):
-            data = pickle.dumps({b'data': Runs(function, *arguments)}, protocol)
-            with pytest.raises(InputError, match='which no data needs'):
-                safe_unpickle(io.BytesIO(data))
-    assert list(tmp_path.iterdir()) == []
+HOSTILE_PICKLES = {
+    'REDUCE': name('os', 'system') + SHELL_CALL,
+    'INST': b'(' + text('echo > victim') + b'ios\nsystem\n.',
+    'OBJ': b'(' + name('os', 'system') + text('echo > victim') + b'o.',
+    'NEWOBJ': b'\x80\x02' + name('numpy', 'memmap')
+              + b'(' + text('victim') + text('u1') + text('w+') + b'K\x00K\x03t\x81.',
+    'NEWOBJ_EX': dotted_name('numpy', 'memmap') + text('victim') + b'\x85}('
+                 + text('mode') + text('w+') + text('shape') + b'K\x03u\x92.',
+    'STACK_GLOBAL': dotted_name('os', 'system') + SHELL_CALL,
+    'dotted path from numpy': dotted_name('numpy', 'f2py.os.system') + SHELL_CALL,
+    'dotted path from an array': dotted_name('numpy', 'ndarray.tofile')
+                                 + dotted_name('numpy', 'arange') + b'K\x03\x85R' + text('victim') + b'\x86R.',
+    'exec of Python 2': b'\x80\x02' + name('__builtin__', 'eval') + CALL,
+    'eval': name('builtins', 'eval') + CALL,
+    'getattr of __import__': name('builtins', 'getattr') + name('builtins', '__import__') + text('os')
+                             + b'\x85R' + text('system') + b'\x86R' + SHELL_CALL,
+    'map': name('builtins', 'list') + name('builtins', 'map') + name('os', 'system') + b']'
+           + text('echo > victim') + b'a\x86R\x85R.',
+    'partial': name('functools', 'partial') + name('os', 'system') + b'\x85R'
+               + b'(' + name('os', 'system') + b')}Ntb' + SHELL_CALL,
+    'numpy that executes': name('numpy.testing', 'runstring') + text(COMMAND) + b'}\x86R.',
+    'numpy that evaluates': name('numpy.f2py.crackfortran', 'myeval') + CALL,
+    'numpy that writes': name('numpy', 'savetxt') + text('victim') + b']K\x01a\x86R.',
+    'numpy that loads a pickle': name('numpy', 'load') + text('pickle.npy') + b'N\x88\x87R.',
+    'pickle that loads a pickle': name('pickle', 'loads') + name('_codecs', 'encode')
+                                  + text(f'cbuiltins\neval\n(V{COMMAND}\ntR.') + text('latin1')
+                                  + b'\x86R\x85R.',
+    'copyreg': name('copyreg', '_reconstructor') + name('subprocess', 'Popen')
+               + name('subprocess', 'Popen') + b'](' + text(sys.executable) + text('-c') + text(COMMAND)
+               + b'e\x87R.',
+    'extension code': b'\x80\x02\x82\xf0' + CALL,
+    'in an array of objects': pickle.dumps(np.array([Runs()], object), 2),
+    'in a batch': pickle.dumps({b'data': Runs(), b'labels': [0] * 10_000}, 2),
+    'as a key': b'\x80\x02}' + name('builtins', 'eval') + text(COMMAND) + b'\x85RNs.',
+    'after the batch': pickle.dumps([{}, Runs()], 4),
+    'as a state': b'\x80\x02' + name('types', 'SimpleNamespace') + b')R}' + text('value')
+                  + name('builtins', 'eval') + text(COMMAND) + b'\x85Rsb.',
+}
+
+
+@pytest.fixture
+def extension_code():
+    """The extension code 240 means eval. Only a program can give it a meaning, no pickle can."""
+    copyreg.add_extension('builtins', 'eval', 240)
+    yield
+    copyreg.remove_extension('builtins', 'eval', 240)
+
+
+@pytest.mark.parametrize('data', [pytest.param(p, id=form) for form, p in HOSTILE_PICKLES.items()])
+def test_no_pickle_runs_code(data, tmp_path, monkeypatch, extension_code):
+    monkeypatch.chdir(tmp_path)
+    np.save('pickle.npy', np.array([Runs()], object))
+    with pytest.raises(InputError, match='which no data needs'):
+        read_batch(io.BytesIO(data))
+    assert [path.name for path in tmp_path.iterdir()] == ['pickle.npy']
+    try:
+        process = pickle.loads(data)  # which shows that this pickle is hostile indeed
+        if isinstance(process, subprocess.Popen):
+            process.wait()
+    except ValueError as e:  # numpy's myeval wants a number, too late
+        assert 'victim' in str(e)
+    finally:
+        copyreg.clear_extension_cache()
+    assert (tmp_path / 'victim').exists()
+
+
+def test_no_pickle_runs_code_from_an_archive(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'batch').write_bytes(HOSTILE_PICKLES['in a batch'])
+    with tarfile.open('hostile.tar.gz', 'w:gz') as tar:
+        tar.add('batch', 'cifar-10-batches-py/data_batch_3')
+    with pytest.raises(InputError, match='^hostile.tar.gz: data_batch_3 .*exec, which no data needs'):
+        load_cifar10('hostile.tar.gz')
+    assert not (tmp_path / 'victim').exists()
+
+
+ARRAY = name('numpy', 'ndarray')
+SCALAR = name('numpy.core.multiarray', 'scalar')
+A_DTYPE = name('numpy', 'dtype')
+STRANGE_PICKLES = {
+    'persistent id': b'Phome\n.',
+    'persistent object': text('home') + b'Q.',
+    'no opcode': b'\xff.',
+    'nothing on the stack': b'.',
+    'a text of exabytes': b'\x80\x04\x8d' + struct.pack('<Q', 2**60) + b'.',
+    'a frame of exabytes': b'\x80\x04\x95' + struct.pack('<Q', 2**60) + b'.',
+    'data from elsewhere': b'\x80\x05\x97.',
+    'attribute of the class': ARRAY + b'}' + text('value') + b'Nsb.',
+    'slot of the class': ARRAY + b'N}' + text('__setstate__') + A_DTYPE + b's\x86b.',
+    'class of the object': ARRAY + b')R}' + text('__class__') + A_DTYPE + b'sb.',
+    'slot of the object': ARRAY + b')RN}' + text('__class__') + A_DTYPE + b's\x86b.',
+    'dict of the object': ARRAY + b')R}' + text('__dict__') + b'}sb.',
+    'slot of a function': SCALAR + b'N}' + text('__func__') + A_DTYPE + b's\x86b.',
+    'class attribute by path': dotted_name('numpy', 'ndarray.__setstate__') + b'.',
+    'array that was never made': b'\x80\x02}' + text('data') + ARRAY + b')\x81s.',
+    'array of objects in bytes': SCALAR + A_DTYPE + text('O8') + b'\x85RC\x08address.\x86R.',
+    'dtype of no meaning': SCALAR + A_DTYPE + text('u1' * 9) + b'\x85RC\x01.\x86R.',
+    'batch within itself': b'\x80\x02}q\x00' + text('data') + b'h\x00' + b's.',
+    'escape codes in a name': name('\x1b[2J\u2028os', 'system') + b'.',
+    'name of megabytes': name('os' * 10**6, 'system') + b'.',
+}
+
+
+@pytest.mark.parametrize('data', [pytest.param(p, id=form) for form, p in STRANGE_PICKLES.items()])
+def test_strange_pickles_are_refused_and_change_nothing(data):
+    def state():
+        return [dict(vars(c)) for c in (load_data.PickledArray, load_data.PickledDtype, load_data.ArrayUnpickler)]
+    before = state()
+    with pytest.raises(InputError) as refusal:
+        read_batch(io.BytesIO(data))
+    assert state() == before
+    assert str(refusal.value).isprintable() and len(str(refusal.value)) < 300
 
 
 def wrong_batches():
     x, labels = np.zeros((10_000, 3072), np.uint8), [0] * 10_000
     yield 'not a dict', [1, 2]
+    yield 'empty', {}
+    yield 'CIFAR-100', {b'data': x, b'fine_labels': labels}
     yield 'no data', {b'labels': labels}
     yield 'keys that are no words', {b'labels': labels, ((1,),): x, 10**4000: x}
     yield 'no labels', {b'data': x}
@@ -134,10 +264,18 @@ def wrong_batches():
     yield 'pictures too small', {b'data': x[:, 1:], b'labels': labels}
     yield 'pictures of floats', {b'data': x.astype('f4'), b'labels': labels}
     yield 'pictures signed', {b'data': x.view('i1'), b'labels': labels}
+    yield 'pictures of objects', {b'data': np.full((10_000, 3072), None), b'labels': labels}
+    yield 'pictures not flat', {b'data': x.reshape(10_000, 3, 32, 32), b'labels': labels}
+    yield 'pictures turned', {b'data': x.T, b'labels': labels}
+    yield 'pictures as bytes', {b'data': x.tobytes(), b'labels': labels}
+    yield 'one number', {b'data': np.uint8(7), b'labels': labels}
     yield 'counts differ', {b'data': x, b'labels': labels[1:]}
     yield 'label too large', {b'data': x, b'labels': labels[1:] + [10]}
     yield 'label negative', {b'data': x, b'labels': labels[1:] + [-1]}
     yield 'label no integer', {b'data': x, b'labels': labels[1:] + [1.0]}
+    yield 'label of many digits', {b'data': x, b'labels': labels[1:] + [10**4000]}
+    yield 'label a list', {b'data': x, b'labels': labels[1:] + [labels]}
+    yield 'labels an array', {b'data': x, b'labels': np.zeros(10_000, np.uint8)}
 
 
 @pytest.mark.parametrize('batch', [pytest.param(b, id=name) for name, b in wrong_batches()])
@@ -153,23 +291,140 @@ def test_cut_off_batch_is_refused(folder, size):
         read_batch(io.BytesIO(data))
 
 
+# ---------------------------------------------------------------------------
+# Archives
+# ---------------------------------------------------------------------------
+
+def test_unpacked_archive_is_read(folder, tmp_path):
+    with tarfile.open(tmp_path / 'cifar-10-python.tar', 'w') as tar:
+        tar.add(folder, './cifar-10-batches-py')
+    _, (x_test, _) = load_cifar10(tmp_path / 'cifar-10-python.tar')
+    assert (x_test[:, 0, 0, 0] == 5).all()
+
+
 def test_broken_archives_are_refused(archive, folder, tmp_path):
     whole = archive.read_bytes()
     path = tmp_path / 'cifar-10-python.tar.gz'
-    for content in (b'', b'<html>404</html>', whole[:len(whole) // 2], whole[:1000] + whole[2000:]):
+    for content in (b'', b'<html>404</html>', b'\x1f\x8b', bytes(10_000), gzip.compress(b''),
+                    gzip.compress(b'<html>404</html>' * 100), gzip.compress(bytes(10_000)),
+                    whole[:len(whole) // 2], whole[:1000] + whole[2000:], b'BZh9' + whole[4:]):
         path.write_bytes(content)
-        with pytest.raises(InputError, match='get the data set again'):
+        with pytest.raises(InputError, match='get the data set again') as refusal:
             load_cifar10(tmp_path)
+        assert str(refusal.value).isprintable()
 
 
 def test_missing_and_doubled_batches_are_refused(folder, tmp_path):
     path = tmp_path / 'cifar-10-python.tar.gz'
-    for names, message in ((NAMES[1:], 'data_batch_1 is missing'), ([*NAMES, NAMES[0]], 'twice')):
+    for names, message in ((NAMES[1:], 'data_batch_1 is missing'), ([NAMES[0], NAMES[0]], 'twice')):
         with tarfile.open(path, 'w:gz', compresslevel=1) as tar:
             for name in names:
                 tar.add(folder / name, f'cifar-10-batches-py/{name}')
         with pytest.raises(InputError, match=message):
             load_cifar10(path)
+    for name in NAMES[1:]:
+        (tmp_path / name).symlink_to(folder / name)
+    with pytest.raises(InputError, match='data_batch_1 is missing'):
+        load_cifar10(tmp_path)
+
+
+def header(name, changes=(), **attributes):
+    """The header of a member, with `changes` of bytes at offsets and a checksum that suits them."""
+    member = tarfile.TarInfo(name)
+    for attribute, value in attributes.items():
+        setattr(member, attribute, value)
+    block = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    for offset, content in changes:
+        block[offset:offset + len(content)] = content
+    block[148:156] = b' ' * 8
+    block[148:156] = b'%06o\0 ' % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize('members', [
+    [dict(name='cifar-10-batches-py/../../test_batch', size=3)],
+    [dict(name='/cifar-10-batches-py/test_batch', size=3)],
+    [dict(name='../cifar-10-batches-py/test_batch', size=3)],
+    [dict(name='cifar-10-batches-py/test_batch', type=tarfile.SYMTYPE, linkname='/etc/passwd')],
+    [dict(name='cifar-10-batches-py/test_batch', type=tarfile.LNKTYPE, linkname='../../../etc/passwd')],
+    [dict(name='cifar-10-batches-py', type=tarfile.SYMTYPE, linkname='/tmp'),
+     dict(name='cifar-10-batches-py/readme.html', size=3)],
+    [dict(name='cifar-10-batches-py/test_batch', type=tarfile.CHRTYPE, devmajor=1, devminor=5)],
+    [dict(name='cifar-10-batches-py/test_batch', type=tarfile.BLKTYPE)],
+    [dict(name='cifar-10-batches-py/test_batch', type=tarfile.FIFOTYPE)],
+    [dict(name='cifar-10-batches-py/test_batch', type=tarfile.DIRTYPE)],
+    [dict(name='cifar-10-batches-py/test_batch/data_batch_1', size=3)],
+], ids=lambda members: f'{members[0]["name"]} of type {members[0].get("type", b"0").decode()}')
+def test_members_that_lead_elsewhere_are_no_batches(members, tmp_path):
+    path = tmp_path / 'in' / 'a folder' / 'a.tar'
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b''.join(header(**m) + b'abc'.ljust(512, b'\0') * ('size' in m) for m in members)
+                     + bytes(1024))
+    with pytest.raises(InputError, match='test_batch is missing'):
+        load_cifar10(path)
+    assert [p for p in tmp_path.rglob('*') if p.is_file()] == [path]
+
+
+def extended(**records):
+    """A header of POSIX that sets something for the member after it."""
+    lines = ''
+    for key, value in records.items():
+        line = f' {key.replace("__", ".")}={value}\n'
+        lines += f'{len(line) + 2}{line}'  # all of them have 10 to 99 characters
+    return header('h', size=len(lines), type=tarfile.XHDTYPE) + lines.encode().ljust(512, b'\0')
+
+
+GIGABYTES = 4 << 30
+ZEROS = bytes(512)
+A_PIECE = (b'%011o\0' % 1)  # of a sparse file: an offset or a size
+BOMBS = {  # how they begin, and the block that comes again and again then
+    'a file': (header('readme', size=GIGABYTES), ZEROS),
+    'a batch': (header('cifar-10-batches-py/test_batch', size=GIGABYTES), ZEROS),
+    'a long name': (header('n', size=GIGABYTES, type=tarfile.GNUTYPE_LONGNAME), ZEROS),
+    'a long header': (header('h', size=GIGABYTES, type=tarfile.XHDTYPE), ZEROS),
+    'a size in a header': (extended(size=f'{GIGABYTES:020}') + header('readme'), ZEROS),
+    'a batch of such a size':
+        (extended(size=f'{GIGABYTES:020}') + header('cifar-10-batches-py/data_batch_1'), ZEROS),
+    'a sparse file': (header('readme', size=GIGABYTES, type=tarfile.GNUTYPE_SPARSE), ZEROS),
+    'a file of many pieces': (header('readme', [(482, b'\1')], type=tarfile.GNUTYPE_SPARSE),
+                              A_PIECE * 42 + b'\1' + bytes(7)),
+    'many files': (b'', header('readme')),
+}
+
+
+@pytest.mark.parametrize('start, block', BOMBS.values(), ids=BOMBS.keys())
+def test_archive_of_gigabytes_is_refused_in_little_memory(start, block, tmp_path):
+    path = tmp_path / 'cifar-10-python.tar.gz'
+    megabytes = gzip.compress(block * (2**26 // 512), 1)
+    path.write_bytes(gzip.compress(start) + megabytes * (GIGABYTES // 2**26))
+    assert path.stat().st_size < GIGABYTES / 100
+    with pytest.raises(InputError, match='holds far more than CIFAR-10|batch(_1)? is too large'):
+        tracemalloc.start()
+        try:
+            load_cifar10(tmp_path)
+        finally:
+            _, most = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+    assert most < 500e6  # the 60,000 pictures need 184 million of these bytes
+
+
+@pytest.mark.parametrize('content', [
+    [header('h', type=tarfile.XHDTYPE)] * 2000,
+    [header('n', type=tarfile.GNUTYPE_LONGNAME)] * 2000,
+    [header('f', size=-512)], [header('f', size=-1024)],
+    [header('a'), header('b'), header('leads back to b', size=-1024)],
+    [extended(size='-0000001024'), header('f')],
+    [extended(size='a thousand'), header('f', size=-1024)],
+    [extended(GNU__sparse__map='1, 2, many'), header('f')],
+    [extended(GNU__sparse__major=1, GNU__sparse__minor=0), header('f', size=512), b'many'.ljust(512)],
+    [header('f', [(482, b'\1')], type=tarfile.GNUTYPE_SPARSE)],
+    [header('f', [(124, b'sizesizesize')])], [header('f')[:300]], [b'?' * 512],
+])
+def test_archive_of_mad_headers_is_refused(content, tmp_path):
+    path = tmp_path / 'cifar-10-python.tar.gz'
+    path.write_bytes(gzip.compress(b''.join(content)))
+    with pytest.raises(InputError):
+        load_cifar10(path)
 
 
 def test_missing_archive_is_not_fetched(tmp_path):
