@@ -148,14 +148,14 @@ HOSTILE_PICKLES = {
     'NEWOBJ_EX': look_up_path('numpy', 'memmap') + text('victim') + b'\x85}('
                  + text('mode') + text('w+') + text('shape') + b'K\x03u\x92.',
     'STACK_GLOBAL': look_up_path('os', 'system') + SHELL_CALL,
-    'dotted path from numpy': look_up_path('numpy', 'f2py.os.system') + SHELL_CALL,
+    'dotted path from numpy': look_up_path('numpy.f2py', 'os.system') + SHELL_CALL,
     'dotted path from an array': look_up_path('numpy', 'ndarray.tofile')
                                  + look_up_path('numpy', 'arange') + b'K\x03\x85R'
                                  + text('victim') + b'\x86R.',
     'eval of Python 2': b'\x80\x02' + look_up('__builtin__', 'eval') + CALL,
     'eval': look_up('builtins', 'eval') + CALL,
-    'getattr of __import__': look_up('builtins', 'getattr') + look_up('builtins', '__import__') + text('os')
-                             + b'\x85R' + text('system') + b'\x86R' + SHELL_CALL,
+    'getattr of __import__': look_up('builtins', 'getattr') + look_up('builtins', '__import__')
+                             + text('os') + b'\x85R' + text('system') + b'\x86R' + SHELL_CALL,
     'map': look_up('builtins', 'list') + look_up('builtins', 'map') + look_up('os', 'system') + b']'
            + text('echo > victim') + b'a\x86R\x85R.',
     'partial': look_up('functools', 'partial') + look_up('os', 'system') + b'\x85R'
@@ -168,13 +168,13 @@ HOSTILE_PICKLES = {
                                   + text(f'cbuiltins\neval\n(V{COMMAND}\ntR.') + text('latin1')
                                   + b'\x86R\x85R.',
     'copyreg': look_up('copyreg', '_reconstructor') + look_up('subprocess', 'Popen')
-               + look_up('subprocess', 'Popen') + b'](' + text(sys.executable) + text('-c') + text(COMMAND)
-               + b'e\x87R.',
+               + look_up('subprocess', 'Popen') + b'](' + text(sys.executable) + text('-c')
+               + text(COMMAND) + b'e\x87R.',
     'extension code': b'\x80\x02\x82\xf0' + CALL,
     'in an array of objects': pickle.dumps(np.array([Runs()], object), 2),
     'in a batch': pickle.dumps({b'data': Runs(), b'labels': [0] * 10_000}, 2),
     'as a key': b'\x80\x02}' + look_up('builtins', 'eval') + text(COMMAND) + b'\x85RNs.',
-    'after the batch': pickle.dumps([{}, Runs()], 4),
+    'after harmless things': pickle.dumps([{}, Runs()], 4),
     'as a state': b'\x80\x02' + look_up('types', 'SimpleNamespace') + b')R}' + text('value')
                   + look_up('builtins', 'eval') + text(COMMAND) + b'\x85Rsb.',
 }
@@ -681,8 +681,8 @@ def test_where_every_mirror_fails_one_line_names_each_and_says_what_to_do(mirror
         load_cifar10(tmp_path / 'data')
     line = str(failure.value)
     assert line.count('127.0.0.1: ') == 4 and '\n' not in line
-    assert line.index('refused') < line.index(f'Put cifar-10-python.tar.gz into {tmp_path}/data by hand') \
-        < line.index('--data sample')
+    by_hand = f'Put cifar-10-python.tar.gz into {tmp_path / "data"} by hand'
+    assert line.index('refused') < line.index(by_hand) < line.index('--data sample')
     assert list(tmp_path.rglob('*')) == [tmp_path / 'data']
 
 
