@@ -9,6 +9,7 @@ Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images:
 
 import gzip
 import hashlib
+import os
 import pickle
 import tarfile
 import time
@@ -274,6 +275,8 @@ def fetch(folder):
             try:
                 with open(partial, 'wb') as file:
                     file.writelines(receive(url, may_be_slow=url == MIRRORS[-1]))
+                    file.flush()
+                    os.fsync(file.fileno())
                 partial.replace(folder / ARCHIVE)
                 return
             except InputError as e:
