@@ -21,7 +21,6 @@ import math
 import os
 import re
 import sys
-import tempfile
 import time
 import warnings
 from contextlib import contextmanager
@@ -46,6 +45,7 @@ HERE = Path(__file__).resolve().parent
 # ---------------------------------------------------------------------------
 
 NUM_COLOURS = 24  # handout, part B
+MAX_COLOURS = 256  # the last layer grows with their square, and the scores take memory for each
 KMEANS_RESTARTS = 10  # one run alone often ends in an optimum a percent worse
 
 
@@ -132,15 +132,16 @@ def load_colours(path):
                 file.seek(0)
                 colours = np.load(file, allow_pickle=False)
         except Exception as e:  # a broken or hostile file can raise nearly anything
-            raise InputError(f'{path}: not a file of colours ({one_line(e)}); --kmeans makes one') from e
+            raise InputError(f'{path}: not a file of colours ({one_line(e)[:100]}); '
+                             '--kmeans makes one') from e
     return check_colours(colours, path)
 
 
 def check_colours(colours, path):
     """The colours as float32; raises InputError if they are not [K, 3] numbers in [0, 1]."""
     shape = getattr(colours, 'shape', ())
-    if len(shape) != 2 or shape[1] != 3 or colours.dtype.kind != 'f' or not 2 <= shape[0] < 2**15:
-        raise InputError(f'{path}: its colours are not a [K, 3] array of 2 to 32767')
+    if len(shape) != 2 or shape[1] != 3 or colours.dtype.kind != 'f' or not 2 <= shape[0] <= MAX_COLOURS:
+        raise InputError(f'{path}: its colours are not a [K, 3] array of 2 to {MAX_COLOURS}')
     if not (colours.min() >= 0 and colours.max() <= 1):  # so written, it refuses NaN too
         raise InputError(f'{path}: its colours are not all between 0 and 1')
     return colours.astype(np.float32)
@@ -517,17 +518,20 @@ def read_checkpoint(path):
     Raises:
         InputError: the file is no state dict of this assignment.
     """
-    with open(path, 'rb') as file:
+    with open(path, 'rb') as file, warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the error says it all
         try:
             state = torch.load(file, map_location='cpu', weights_only=True)
+            # `detach` sheds whatever attributes a hostile file gave to a tensor, `items` would not be safe
+            weights = {name: torch.detach(state[name]) for name in state
+                       if not name.endswith('num_batches_tracked')}
         except Exception as e:  # a broken or hostile file can raise nearly anything
-            raise InputError(f'{path}: not a checkpoint that training saved ({one_line(e)[:100]})') from e
-    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f'{path}: not the weights of a network')
-    weights = {name: t for name, t in state.items() if not name.endswith('num_batches_tracked')}
-    if not all(isinstance(t, torch.Tensor) and t.layout == torch.strided and t.device.type == 'cpu'
+            raise InputError(f'{path}: not a checkpoint, which is the state dict of a network as '
+                             'training saves it, or damaged') from e
+    if not all(t.layout == torch.strided and t.device.type == 'cpu' and not t.is_nested
                and t.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-               and t.numel() and t.isfinite().all() for t in weights.values()):
+               and 0 < t.numel() * t.element_size() <= t.untyped_storage().nbytes()  # no claim too large
+               and t.isfinite().all() for t in weights.values()):
         raise InputError(f'{path}: not all of its weights are finite numbers; train it again')
     ends = [weights.get(name) for name in ('downconv1.0.weight', 'finalconv.weight')]
     if not all(end is not None and end.ndim == 4 and end.shape[-1] % 2 for end in ends):
@@ -536,7 +540,7 @@ def read_checkpoint(path):
         notes = getattr(state, '_metadata', {}).get('', {})
         saved_as = str(notes.get('model', '')) or None
         colours = np.array(notes['colours'], np.float32) if 'colours' in notes else None
-    except (AttributeError, TypeError, ValueError) as e:
+    except Exception as e:
         raise InputError(f'{path}: its notes on model and colours are damaged') from e
     return weights, saved_as, colours if colours is None else check_colours(colours, path)
 
@@ -583,9 +587,14 @@ def load_model(make_model, path, kernel=None, num_filters=None):
             owners = [saved_as]
         raise InputError(f'{path} belongs to another model: {" or ".join(owners)}' if owners else
                          f'{path} is damaged: its layers do not fit each other')
+    if colours is not None and len(colours) != num_colours:
+        raise InputError(f'{path} is damaged: it has {len(colours)} colours and scores {num_colours}')
     model = build(make_model)
     model.load_state_dict(weights, strict=False)
-    return model.eval(), colours
+    with torch.no_grad():  # finite weights can be too large, or the square roots of negative ones
+        if not model.eval()(torch.full((1, 1, 8, 8), 0.5)).isfinite().all():
+            raise InputError(f'{path} is damaged: its network puts out no finite numbers')
+    return model, colours
 
 
 # ---------------------------------------------------------------------------
@@ -865,7 +874,7 @@ def colourize(grey, model, colours, temperature=ANNEALED, size=IMAGE_SIZE):
     grey = torch.from_numpy(np.asarray(grey, np.float32))[None, None]
     sides = grey.shape[2:]
     scale = min(1, size / math.sqrt(math.prod(sides)))
-    small = F.interpolate(grey, [4 * max(1, round(side * scale / 4)) for side in sides],
+    small = F.interpolate(grey, [4 * min(max(1, round(side * scale / 4)), size**2 // 16) for side in sides],
                           mode='bilinear', antialias=True)
     scores = model(small.to(model.finalconv.weight.device) * 255 / MAX_PIXEL).cpu()
     rgb = torch.from_numpy(scores_to_rgb(scores, colours, temperature))
@@ -889,6 +898,7 @@ def read_picture(path):
 
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # if a file is damaged, the error is enough
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             with Image.open(path) as image:
                 image = ImageOps.exif_transpose(image)
@@ -913,6 +923,8 @@ def colour_files(args, model, colours):
     """
     from PIL import Image
 
+    check_writable(args.outdir / 'colour.png')
+    inputs = {os.path.realpath(path) for path in args.image}
     status, taken = 0, set()
     for path in tqdm(args.image, 'colouring', leave=False, disable=None):
         name, i = path.stem, 1
@@ -926,6 +938,8 @@ def colour_files(args, model, colours):
             if alpha is not None:
                 pixels = np.dstack([pixels, alpha])
             result = args.outdir / f'{name}_colour.png'
+            if os.path.realpath(result) in inputs:
+                raise InputError(f'{result} is a picture to colour itself: choose another --outdir')
             with whole_file(result) as file:
                 Image.fromarray(pixels).save(file, 'PNG')
             tqdm.write(f'Wrote {result}')
@@ -954,21 +968,37 @@ def make_folder(path):
 
 
 @contextmanager
-def whole_file(path):
-    """Open a file to write bytes to; it takes its place at `path` only once it is complete."""
+def whole_file(path, trial=False):
+    """Open a file to write bytes to; it takes its place at `path` only once it is complete.
+
+    Args:
+        trial: leave what is at `path`, and only find out if it could be written.
+
+    Raises:
+        InputError: it cannot be written, perhaps because the disk is full.
+    """
     path = Path(os.path.realpath(path))  # a link goes on pointing to the file
     make_folder(path.parent)
     if path.exists() and not path.is_file():
-        raise InputError(f'{path} is not a file: choose another name')
+        raise InputError(f'{path} is a folder or a device, not a file: choose another name')
     beside = path.with_name(f'.{path.name}.{os.getpid()}')
     try:
         with open(beside, 'wb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(beside, path)
+        if not trial:
+            os.replace(beside, path)
+    except OSError as e:
+        raise InputError(f'{path} cannot be written: {e.strerror or one_line(e)}') from e
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_writable(path):
+    """Find out before long work, not after it, if a file cannot be written."""
+    with whole_file(path, trial=True):
+        pass
 
 
 # ---------------------------------------------------------------------------
@@ -1032,7 +1062,9 @@ def number(kind, low, high=math.inf, odd=False):
 
 def one_class_or_all(text):
     """A type for argparse: a class of CIFAR-10, or None for `all`."""
-    return None if text == 'all' else number(int, 0, 9)(text)
+    if text not in ('all', *'0123456789'):
+        raise argparse.ArgumentTypeError(f'{text} is not a number from 0 to 9, nor all')
+    return None if text == 'all' else int(text)
 
 
 def make_parser(description):
@@ -1102,11 +1134,12 @@ def parse_args(argv=None):
                              f'{IMAGE_CHECKPOINT})')
     parser.add_argument('--image_size', type=number(int, 4, 4096), default=IMAGE_SIZE, metavar='N',
                         help='the network sees them with about N x N pixels (default: %(default)s)')
-    parser.add_argument('--kmeans', type=number(int, 2, 256), metavar='K',
+    parser.add_argument('--kmeans', type=number(int, 2, MAX_COLOURS), metavar='K',
                         help='find K colours by k-means, write them into colour/, and stop')
     args = parser.parse_args(argv)
-    if args.kmeans and (args.model or args.valid or args.image):
-        parser.error('--kmeans only finds colours: leave out --model, --valid and --image')
+    if args.kmeans and (args.model or args.valid or args.image or args.colours or args.checkpoint):
+        parser.error('--kmeans only finds colours: leave out --model, --valid, --image, --colours '
+                     'and --checkpoint')
     if args.resume and (args.kmeans or args.valid or args.image):
         parser.error('--resume goes on with a training: leave out --kmeans, --valid and --image')
     if args.image and args.valid:
@@ -1145,11 +1178,13 @@ def prepare_training(args, file_name):
     args.num_filters = args.num_filters or 32
     file_name = f'{file_name}_k{args.kernel}_f{args.num_filters}.pkl'
     args.checkpoint = args.checkpoint or args.outdir / file_name
-    if args.checkpoint.is_dir():
-        raise InputError(f'{args.checkpoint} is a folder; --checkpoint needs the name of a file')
-    for folder in (args.outdir, args.checkpoint.parent):
-        make_folder(folder)
-        tempfile.TemporaryFile(dir=folder).close()
+    check_writable(args.checkpoint)
+    if args.checkpoint.exists() and args.checkpoint.stat().st_size:
+        try:
+            read_checkpoint(args.checkpoint)
+        except InputError as e:  # a slip must not cost the user a picture or colours
+            raise InputError(f'{args.checkpoint} is no checkpoint and would be overwritten: '
+                             'choose another name, or remove it') from e
     torch.manual_seed(args.seed)
 
 
@@ -1164,7 +1199,8 @@ def choose_colours(args, num_colours=None, saved=None):
     """
     if saved is not None and args.colours is None:
         return saved
-    path = shipped(args.colours or colour_file(num_colours or NUM_COLOURS, category_name(args)))
+    path = shipped(colour_file(num_colours or NUM_COLOURS, category_name(args))
+                   if args.colours is None else args.colours)
     if not path.exists():
         raise InputError(f'{path} is missing: name a file of {num_colours or "the"} colours with '
                          '--colours, or make one with --kmeans')
@@ -1185,11 +1221,12 @@ def load_trained(args):
 
 def find_colours(args):
     """--kmeans: find colours, write them, and print how far the pixels are from them."""
+    path = colour_file(args.kmeans, 'sample' if args.data == 'sample' else category_name(args))
+    check_writable(path)
     xs, ys = load_cifar10(args.data)[0]
     step = len(xs) // 5000 if args.category is None else 1  # as many pictures as one class has
     rgb, _ = process(xs[::max(1, step)], ys[::max(1, step)], category=args.category)
     colours = kmeans_colours(rgb, args.kmeans, args.seed)
-    path = colour_file(args.kmeans, 'sample' if args.data == 'sample' else category_name(args))
     with whole_file(path) as file:
         np.save(file, colours)
     error = np.square(rgb - get_cat_rgb(get_rgb_cat(rgb, colours), colours)).sum(axis=1).mean()
@@ -1203,6 +1240,7 @@ def run_network(args, model, objective, colours, file_name):
         colours: the array [K, 3] that the network chooses from; None if it predicts RGB itself.
         file_name: of the drawing, without .png.
     """
+    check_writable(args.outdir / f'{file_name}.png')
     device = choose_device(args)
     model = model.to(device, memory_format=torch.channels_last)  # on CPUs the faster format
 
@@ -1280,7 +1318,11 @@ def main():
         return colour_files(args, model.to(choose_device(args)), colours)
     if args.valid:
         model, colours = load_trained(args)
-        args.prior = len(getattr(model, 'prior', ()))
+        entries = len(getattr(model, 'prior', ()))
+        if args.prior not in (0, entries):
+            raise InputError(f'{args.checkpoint} has a prior of {entries} entries, not {args.prior}: '
+                             'leave out --prior')
+        args.prior = entries
     else:
         prepare_training(args, args.model.lower() + '_prior' * bool(args.prior))
         args.colours = colours = choose_colours(args)  # they go into the checkpoint
@@ -1291,13 +1333,16 @@ def main():
 
 def complaint(error):
     """The one line for something that a user can mend."""
+    line = one_line(error)
     if isinstance(error, OSError) and error.filename:
-        return f'error: {error.filename}: {error.strerror}'
-    return f'error: {one_line(error)}'
+        line = f'{error.filename}: {error.strerror}'
+    # A hostile file's or name's control characters are not for the terminal.
+    return 'error: ' + ''.join(c if c.isprintable() else '?' for c in line)
 
 
 def run(main):
     """Run a script; what a user can cause ends in one line and an exit status, not a traceback."""
+    sys.stdout.reconfigure(errors='backslashreplace')  # names that the terminal cannot show
     try:
         main()
     except KeyboardInterrupt:
@@ -1310,7 +1355,7 @@ def run(main):
     except (MemoryError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and 'memory' not in str(e):
             raise
-        sys.exit('error: there is not enough memory: try a smaller --num_filters or --batch_size')
+        sys.exit('error: there is not enough memory: try a smaller --num_filters, --image_size or --batch_size')
 
 
 if __name__ == '__main__':
