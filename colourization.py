@@ -522,7 +522,7 @@ def read_checkpoint(path):
         warnings.simplefilter('ignore')  # the error says it all
         try:
             state = torch.load(file, map_location='cpu', weights_only=True)
-            # `detach` sheds whatever attributes a hostile file gave to a tensor, `items` would not be safe
+            # A hostile file can hide methods behind attributes: `items`, and those that `detach` sheds.
             weights = {name: torch.detach(state[name]) for name in state
                        if not name.endswith('num_batches_tracked')}
         except Exception as e:  # a broken or hostile file can raise nearly anything
@@ -874,7 +874,8 @@ def colourize(grey, model, colours, temperature=ANNEALED, size=IMAGE_SIZE):
     grey = torch.from_numpy(np.asarray(grey, np.float32))[None, None]
     sides = grey.shape[2:]
     scale = min(1, size / math.sqrt(math.prod(sides)))
-    small = F.interpolate(grey, [4 * min(max(1, round(side * scale / 4)), size**2 // 16) for side in sides],
+    longest = size**2 // 16  # in fours: a picture of 1 x N pixels becomes four wide
+    small = F.interpolate(grey, [4 * min(max(1, round(side * scale / 4)), longest) for side in sides],
                           mode='bilinear', antialias=True)
     scores = model(small.to(model.finalconv.weight.device) * 255 / MAX_PIXEL).cpu()
     rgb = torch.from_numpy(scores_to_rgb(scores, colours, temperature))
@@ -901,6 +902,8 @@ def read_picture(path):
             warnings.simplefilter('ignore')  # if a file is damaged, the error is enough
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if image.format == 'EPS':  # Pillow would hand it to Ghostscript, if there is one
+                    raise InputError('PostScript is a program')
                 image = ImageOps.exif_transpose(image)
                 if image.mode.startswith('I'):  # 16 bits, which convert() would cut off
                     return (np.asarray(image, np.float32) / 65535).clip(0, 1), None
@@ -1355,7 +1358,8 @@ def run(main):
     except (MemoryError, RuntimeError) as e:
         if isinstance(e, RuntimeError) and 'memory' not in str(e):
             raise
-        sys.exit('error: there is not enough memory: try a smaller --num_filters, --image_size or --batch_size')
+        sys.exit('error: there is not enough memory: try a smaller --num_filters, --image_size or '
+                 '--batch_size')
 
 
 if __name__ == '__main__':

@@ -91,7 +91,8 @@ PICKLES = {  # each creates the file `victim` when it is loaded
                                      + b'\x85R.',
     'INST': b"(S'touch victim'\nios\nsystem\n.",
     'OBJ': b"(cos\nsystem\nS'touch victim'\no.",
-    'BUILD of a partial': b"cfunctools\npartial\n(cbuiltins\nprint\ntR(cos\nsystem\n(S'touch victim'\nt}Ntb)R.",
+    'BUILD of a partial': b"cfunctools\npartial\n(cbuiltins\nprint\ntR(cos\nsystem\n"
+                          b"(S'touch victim'\nt}Ntb)R.",
 }
 
 
@@ -323,7 +324,8 @@ def broken_checkpoints():
         'colours that are fewer': with_notes(colours=COLOURS[:20].tolist()),
         'colours that are infinite': with_notes(colours=[[10**400, 0, 0]] * 24),
         'colours that are text': with_notes(colours='red'), 'model that is another': with_notes(model='VGG'),
-        'without a storage': without_record(whole, '/data/0'), 'without its pickle': without_record(whole, '.pkl'),
+        'without a storage': without_record(whole, '/data/0'),
+        'without its pickle': without_record(whole, '.pkl'),
         'npz': npz(), 'npy': npy(COLOURS), 'picture': png(), 'words': b'weights\n', 'tar': tarred(b'.'),
         'office document': without_record(whole, ''), 'compressed': gzip.compress(whole),
         'pickle of lists in lists': b'\x80\x02' + b']' * 10**5 + b'a' * (10**5 - 1) + b'.'}
@@ -382,9 +384,11 @@ def claimed_png(width, height, *more):
 
 
 def test_broken_pictures_get_a_line_each(tmp_path, refused):
-    files = {'nothing.png': claimed_png(0, 0), 'flat.png': claimed_png(0, 5), 'empty.png': claimed_png(700, 700),
+    files = {'nothing.png': claimed_png(0, 0), 'flat.png': claimed_png(0, 5),
+             'empty.png': claimed_png(700, 700),
              'bomb.png': claimed_png(10**5, 10**5), 'largest.png': claimed_png(2**31 - 1, 2**31 - 1),
-             'words.png': claimed_png(5, 5, chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(10**8)))),
+             'words.png': claimed_png(
+                 5, 5, chunk(b'zTXt', b'a\0\0' + zlib.compress(bytes(10**8)))),
              'page.png': b'<!DOCTYPE html><title>404</title>', 'drawing.svg': b'<svg/>',
              'program.eps': b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n',
              'c.npy': npy(COLOURS), 'w.pkl': saved(small_state()),
@@ -394,13 +398,14 @@ def test_broken_pictures_get_a_line_each(tmp_path, refused):
     for kind in ('JPEG', 'PNG', 'GIF', 'TIFF', 'BMP', 'WEBP', 'PPM'):
         file = io.BytesIO()
         picture.save(file, kind)
-        for tenth in (1, 5):
-            files[f'{tenth}.{kind}'] = file.getvalue()[:len(file.getvalue()) * tenth // 10]
+        for percent in (1, 10, 50):
+            files[f'{percent}.{kind}'] = file.getvalue()[:len(file.getvalue()) * percent // 100]
     for name, content in files.items():
         if content is not None:
             (tmp_path / name).write_bytes(content)
     status, lines = refused(shlex.join(['colourization', '--image', *files]))
     assert status == 1 and len(lines) == len(files)
+    assert sum('PostScript is a program' in line for line in lines) == 1
 
 
 @pytest.mark.parametrize('shape', [(1, 10_000), (10_000, 1), (1, 1_000_000)])
@@ -466,9 +471,11 @@ CNN_WEIGHTS = 'weights/cnn_k3_f32.pkl'
     ("-m CNN --checkpoint ''", 1, 'folder'), ('-m CNN --checkpoint folder', 1, 'folder'),
     ('-m CNN --checkpoint /dev/null', 1, '/dev/null'), ('-m CNN --checkpoint fifo', 1, 'fifo'),
     ('-m CNN --checkpoint /proc/w.pkl', 1, '/proc/w.pkl'), (f'-m CNN --checkpoint {250 * "x"}', 1, 'long'),
-    *((f'-m CNN --checkpoint {name}', 1, f'{name} is no checkpoint') for name in ('c.npy', 'a.png', 'text')),
+    *((f'-m CNN --checkpoint {name}', 1, f'{name} is no checkpoint')
+      for name in ('c.npy', 'a.png', 'text')),
     ('-m CNN --outdir loop', 1, 'loop'), ('-m CNN --outdir /proc', 1, '/proc'),
-    ('--image a.png --outdir text', 1, 'text cannot be a folder'), ('--image a.png -c c.npy', 1, 'other colours'),
+    ('--image a.png a.png --outdir text', 1, 'text cannot be a folder'),
+    ('--image a.png -c c.npy', 1, 'other colours'),
     ('--image a.png --checkpoint folder', 1, 'directory'), ('--image a.png --checkpoint c.npy', 1, 'c.npy'),
     ('--image a.png --checkpoint a.png', 1, 'a.png'),
 ])
