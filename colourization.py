@@ -1336,11 +1336,9 @@ def main():
 
 def complaint(error):
     """The one line for something that a user can mend."""
-    line = one_line(error)
     if isinstance(error, OSError) and error.filename:
-        line = f'{error.filename}: {error.strerror}'
-    # A hostile file's or name's control characters are not for the terminal.
-    return 'error: ' + ''.join(c if c.isprintable() else '?' for c in line)
+        error = f'{error.filename}: {error.strerror}'
+    return f'error: {one_line(error)}'
 
 
 def run(main):

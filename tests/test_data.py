@@ -133,10 +133,13 @@ SHELL_CALL = text('echo > victim') + b'\x85R.'
 
 
 class Runs:
-    """A pickle of this runs the command as soon as it is loaded."""
+    """A pickle of this calls the function as soon as it is loaded."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
 
     def __reduce__(self):
-        return exec, (COMMAND,)
+        return self.function, self.arguments
 
 
 HOSTILE_PICKLES = {
@@ -171,10 +174,10 @@ HOSTILE_PICKLES = {
                + look_up('subprocess', 'Popen') + b'](' + text(sys.executable) + text('-c')
                + text(COMMAND) + b'e\x87R.',
     'extension code': b'\x80\x02\x82\xf0' + CALL,
-    'in an array of objects': pickle.dumps(np.array([Runs()], object), 2),
-    'in a batch': pickle.dumps({b'data': Runs(), b'labels': [0] * 10_000}, 2),
+    'in an array of objects': pickle.dumps(np.array([Runs(exec, COMMAND)], object), 2),
+    'in a batch': pickle.dumps({b'data': Runs(exec, COMMAND), b'labels': [0] * 10_000}, 2),
     'as a key': b'\x80\x02}' + look_up('builtins', 'eval') + text(COMMAND) + b'\x85RNs.',
-    'after harmless things': pickle.dumps([{}, Runs()], 4),
+    'after harmless things': pickle.dumps([{}, Runs(exec, COMMAND)], 4),
     'as a state': b'\x80\x02' + look_up('types', 'SimpleNamespace') + b')R}' + text('value')
                   + look_up('builtins', 'eval') + text(COMMAND) + b'\x85Rsb.',
 }
@@ -191,7 +194,7 @@ def extension_code():
 @pytest.mark.parametrize('data', [pytest.param(p, id=form) for form, p in HOSTILE_PICKLES.items()])
 def test_no_pickle_runs_code(data, tmp_path, monkeypatch, extension_code):
     monkeypatch.chdir(tmp_path)
-    np.save('pickle.npy', np.array([Runs()], object))
+    np.save('pickle.npy', np.array([Runs(exec, COMMAND)], object))
     with pytest.raises(InputError, match='which no data needs'):
         read_batch(io.BytesIO(data))
     assert [path.name for path in tmp_path.iterdir()] == ['pickle.npy']
