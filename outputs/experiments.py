@@ -9,6 +9,7 @@ its command, and `results/part_f.md`, the tables. A run that the former already 
 
 import argparse
 import csv
+import io
 import os
 import shlex
 import subprocess
@@ -20,6 +21,10 @@ from statistics import mean, stdev
 
 HERE = Path(__file__).resolve().parent
 RUNS, PAGE = HERE / 'results/experiments.csv', HERE / 'results/part_f.md'
+sys.path.insert(0, str(HERE.parent))
+
+from colourization import whole_file  # noqa: E402
+
 SEEDS = [0, 1, 2]
 
 MAIN = {'--model': 'UNet', '--schedule': 'onecycle', '-l': 0.03, '-b': 16, '--hold_out': 500}
@@ -120,10 +125,12 @@ def train(command, seed, data, threads):
 def write_runs(runs):
     order = {command: i for i, (command, _) in enumerate(planned_runs())}
     runs = sorted(runs, key=lambda run: (order.get(run['command'], len(order)), int(run['seed'])))
-    with open(RUNS, 'w', newline='') as file:
-        writer = csv.DictWriter(file, runs[0])
-        writer.writeheader()
-        writer.writerows(runs)
+    table = io.StringIO(newline='')
+    writer = csv.DictWriter(table, runs[0])
+    writer.writeheader()
+    writer.writerows(runs)
+    with whole_file(RUNS) as file:
+        file.write(table.getvalue().encode())
 
 
 def planned_runs():
