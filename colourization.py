@@ -783,8 +783,8 @@ def train(model, objective, train_set, valid_set, args, draw):
 
 def settings(args):
     """All that decides what training ends with."""
-    names = ['name', 'kernel', 'num_filters', 'prior', 'category', 'hold_out', 'augment', 'batch_size', 'epochs',
-             'learn_rate', 'schedule', 'weight_decay', 'seed', 'float32']
+    names = ['name', 'kernel', 'num_filters', 'prior', 'category', 'hold_out', 'augment', 'batch_size',
+             'epochs', 'learn_rate', 'schedule', 'weight_decay', 'seed', 'float32']
     return {name: getattr(args, name) for name in names} | {
         'data': data_name(args), 'colours': None if args.colours is None else args.colours.tolist()}
 
@@ -805,7 +805,7 @@ def resume(run, generator, path, args):
             state = torch.load(file, map_location='cpu', weights_only=True)
             for name, value in settings(args).items():
                 if state['settings'][name] != value:
-                    raise ValueError(f'the interrupted run had another --{name}'
+                    raise ValueError(f'the interrupted run had another {name}'
                                      + f', {state["settings"][name]}' * (name != 'colours'))
             for name, part in run.items():
                 part.load_state_dict(state[name])

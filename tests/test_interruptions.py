@@ -88,7 +88,7 @@ def test_run_can_be_interrupted_again_and_again(tmp_path, monkeypatch):
 def test_run_is_not_resumed_with_other_flags(changes, word, tmp_path, monkeypatch):
     interrupted_after(STEPS + 1, monkeypatch, tmp_path, epochs=4)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(InputError, match=f'another --{word}.*leave out --resume'):
+    with pytest.raises(InputError, match=f'another {word}.*leave out --resume'):
         training(tmp_path, resume=True, **{'epochs': 4, **changes})
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -156,7 +156,7 @@ def test_killed_script_is_resumed(tmp_path):
         process = start('parts', *['--resume'] * (how == signal.SIGINT))
         while not re.search(fr'Epoch .{number}/4., Val Loss', line := process.stdout.readline()):
             assert line
-        while not re.search(fr'Epoch', process.stdout.readline()):  # the next one: the state is saved
+        while not 'Epoch' in process.stdout.readline():  # the next one: the state is saved
             assert process.poll() is None
         process.send_signal(how)
         _, errors = process.communicate(timeout=100)
