@@ -154,7 +154,8 @@ def check_colours(colours, path):
 MAX_PIXEL = 256.0  # the course divides by 256, not by 255
 SHOWN = 10  # the validation pictures that every figure shows
 NUM_LEVELS = 3 * 255 + 1  # sums of red, green and blue
-MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud']  # handout, question F.1, a to d
+MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first are a to d of question F.1
+ZOOM = 0.25  # at most a quarter closer or farther
 
 
 def process(xs, ys, max_pixel=MAX_PIXEL, category=HORSE):
@@ -242,10 +243,11 @@ def batches(tensors, batch_size, generator=None, augmentations=()):
 
 
 def augment(tensors, moves, generator):
-    """Mirror and shift each picture of a batch at random (handout, question F.1, a to d).
+    """Mirror, shift and zoom each picture of a batch at random (handout, question F.1, a to d).
 
-    Every second picture is mirrored. A third is shifted one pixel, a third the other way; what
-    is then missing at the edge is reflected.
+    Every second picture is mirrored. A third is shifted one pixel, a third the other way. Zooming
+    takes the nearest pixels, about a point that lies up to an eighth of the picture off its middle.
+    What is then missing at the edge is reflected.
 
     Args:
         tensors: tensors [N, C, H, W] of the same pictures, which move together.
@@ -255,12 +257,19 @@ def augment(tensors, moves, generator):
     n, _, *sizes = tensors[0].shape
     device = tensors[0].device
 
+    if 'zoom' in moves:
+        scale = 1 + ZOOM * (2 * torch.rand(n, 1, generator=generator) - 1)
+
     def sources(size, flip, shift):
         """Which pixel of the old rows or columns each new one takes, [N, size]."""
         places = torch.arange(size).expand(n, size)
+        if 'zoom' in moves:
+            middle = (size - 1) / 2
+            off = torch.randint(-(size // 8), size // 8 + 1, (n, 1), generator=generator)
+            places = (scale * (places - middle) + middle + off).round().long()
         if shift in moves:
-            places = (places + torch.randint(-1, 2, (n, 1), generator=generator)).abs()
-            places = size - 1 - (size - 1 - places).abs()
+            places = places + torch.randint(-1, 2, (n, 1), generator=generator)
+        places = size - 1 - (size - 1 - places.abs()).abs()  # reflected
         if flip in moves:
             mirrored = torch.randint(2, (n, 1), generator=generator) == 1
             places = torch.where(mirrored, size - 1 - places, places)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy.ndimage import affine_transform
 
 import colourization
 from colour_regression import RegressionCNN
@@ -26,6 +27,7 @@ from load_data import InputError, load_cifar10
 from test_data import Runs, python2_string
 
 ROOT = colourization.HERE
+HANDOUT = MOVES[:4]  # of which there is a test by hand
 
 
 # ---------------------------------------------------------------------------
@@ -202,8 +204,8 @@ def moved_by_hand(picture, moves, generator):
 
 
 @pytest.mark.parametrize('moves', [
-    ['flip_ud'], ['flip_lr'], ['shift_lr'], ['shift_ud'], ['shift_ud', 'flip_lr'], MOVES,
-    [*MOVES, 'classes']])
+    ['flip_ud'], ['flip_lr'], ['shift_lr'], ['shift_ud'], ['shift_ud', 'flip_lr'], HANDOUT,
+    [*HANDOUT, 'classes']])
 def test_augmenting_equals_moving_each_picture_by_hand(moves):
     grey, cats = torch.rand(1, 1, 6, 8), torch.randint(24, (1, 1, 6, 8)).short()
     seen = set()
@@ -213,7 +215,22 @@ def test_augmenting_equals_moving_each_picture_by_hand(moves):
             by_hand = moved_by_hand(tensor[0].numpy(), moves, torch.Generator().manual_seed(seed))
             assert np.array_equal(moved[0], by_hand) and moved.dtype == tensor.dtype
         seen.add(ours[0].numpy().tobytes())
-    assert len(seen) == np.prod([2 if move.startswith('flip') else 3 for move in MOVES if move in moves])
+    assert len(seen) == np.prod([2 if move.startswith('flip') else 3 for move in HANDOUT if move in moves])
+
+
+def test_zooming_equals_an_affine_transform_of_scipy():
+    picture, seen = torch.rand(2, 16, 32), set()
+    for seed in range(100):
+        zoomed, = augment([picture[None]], ['zoom'], torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        scale = torch.rand((), generator=generator).item() / 2 + 0.75
+        shifts = [torch.randint(-size // 8, size // 8 + 1, (), generator=generator).item() for size in (16, 32)]
+        expected = [affine_transform(channel, [scale, scale], order=0, mode='mirror', offset=[
+            (size - 1) / 2 * (1 - scale) + shift for size, shift in zip((16, 32), shifts)])
+            for channel in picture.numpy()]
+        assert np.array_equal(zoomed[0], expected)
+        seen.add(zoomed.numpy().tobytes())
+    assert len(seen) > 90
 
 
 def test_each_picture_of_a_batch_moves_on_its_own():
