@@ -35,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 from colourization import (AverageOfWeights, DilatedUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
                            batches, choose_device, classification, get_rgb_cat, load_colours, multiplies_bfloat16,
                            train_epoch)
+from load_data import ARCHIVE  # noqa: E402
 
 COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
 FLOP = 112e6  # of a training step of the UNet, a picture
@@ -83,7 +84,7 @@ def reference_script(data, batch_size, epochs):
     from matplotlib import pyplot as plt
 
     batches = {}
-    with tarfile.open(Path(data) / 'cifar-10-python.tar.gz') as archive:
+    with tarfile.open(Path(data) / ARCHIVE) as archive:
         for member in archive:
             if '_batch' in member.name:
                 batches[Path(member.name).name] = pickle.load(archive.extractfile(member), encoding='bytes')
@@ -215,6 +216,8 @@ def colours(args):
 def command(args):
     """The whole command of the handout, and the reference script: seconds and peak memory."""
     data = str(Path(args.data).resolve())
+    if not (Path(data) / ARCHIVE).exists():
+        sys.exit(f'error: {data} has no {ARCHIVE}: name the folder of the archive with --data')
     flags = ['-b', '10', '-e', '5']
     commands = [[sys.executable, __file__, '--reference', data, *flags],
                 [sys.executable, ROOT / 'colourization.py', '--model', 'UNet', *flags, '--data', data]]
