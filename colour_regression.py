@@ -4,6 +4,7 @@ The network is the CNN of colourization.py with three outputs, trained on square
 
     python colour_regression.py             # evaluate weights/regression_cnn_k3_f32.pkl
     python colour_regression.py --train     # train such weights
+    python colour_regression.py --summary   # the layers of the network
 """
 
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch.nn.functional as F
 
 from colourization import (CNN, add_training_flags, load_model, make_parser, prepare_training, run,
-                           run_network, shipped)
+                           run_network, shipped, summary_table)
 
 CHECKPOINT = Path('weights/regression_cnn_k3_f32.pkl')
 
@@ -36,15 +37,21 @@ def main():
     args = parser.parse_args()
     if args.resume and not args.train:
         parser.error('--resume goes on with a training: add --train')
+    if args.summary and args.train:
+        parser.error('--summary only prints layers: leave out --train')
     args.name, args.valid, args.colours, args.prior = 'RegressionCNN', not args.train, None, 0
 
-    if args.train:
+    if args.summary and not args.checkpoint:
+        model = RegressionCNN(args.kernel or 3, args.num_filters or 32)
+    elif args.train:
         prepare_training(args, 'regression_cnn')
         model = RegressionCNN(args.kernel, args.num_filters)
     else:
         args.checkpoint = shipped(args.checkpoint or CHECKPOINT)
         model, _ = load_model(lambda kernel, num_filters, _: RegressionCNN(kernel, num_filters),
                               args.checkpoint, args.kernel, args.num_filters)
+    if args.summary:
+        return print(summary_table(model))
     run_network(args, model, regression, colours=None, file_name='regression_output')
 
 

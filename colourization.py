@@ -6,6 +6,7 @@ picture and chooses for each pixel one of K colours, which k-means found in the 
     python colourization.py --model UNet --data sample -e 5                # try it, no data needed
     python colourization.py --model UNet --checkpoint unet_k3_f32.pkl      # train
     python colourization.py --model UNet --checkpoint weights/unet_k3_f32.pkl --valid
+    python colourization.py --model UNet --summary                         # its layers
     python colourization.py --kmeans 24                                    # find the colours
     python colourization.py --image photo.jpg                              # colour your own picture
 
@@ -458,6 +459,9 @@ class DilatedUNet(UNet):
 DUNet = DilatedUNet
 MODELS = {'CNN': CNN, 'UNet': UNet, 'DUNet': DUNet}
 STAGES = ['downconv1', 'downconv2', 'rfconv', 'upconv1', 'upconv2']
+OPERATIONS = {MyConv2d: 'convolution', MyDilatedConv2d: 'convolution', nn.MaxPool2d: 'max pool 2x2',
+              nn.Upsample: 'upsample 2x2', nn.BatchNorm2d: 'batch norm', nn.ReLU: 'ReLU'}
+PARAMETERS = {'weight': 'weights', 'bias': 'biases'}
 SMOOTHING = 100.0  # pixels; a grey level of the training horses has thousands
 
 
@@ -493,6 +497,68 @@ def log_frequencies(counts, entries=NUM_LEVELS):
     overall = (counts.sum(dim=0) + 1) / (counts.sum() + counts.shape[1])
     pooled = pooled + SMOOTHING * overall
     return (pooled / pooled.sum(dim=1, keepdim=True)).log()
+
+
+def receptive_field(layers):
+    """How many input rows an output pixel depends on, and as many columns: the least and the most.
+
+    They are counted backwards, from an output row to the input rows that it needs. How many there
+    are depends on where the row lies in the 2x2 blocks of the poolings.
+
+    Args:
+        layers: the modules on the longest way, in the order of the data.
+    """
+    def side(row):
+        low = high = row
+        for layer in reversed(layers):
+            if isinstance(layer, MyConv2d):
+                low, high = low - layer.padding, high + layer.padding
+            elif isinstance(layer, nn.MaxPool2d):
+                low, high = 2 * low, 2 * high + 1
+            elif isinstance(layer, nn.Upsample):
+                low, high = low // 2, high // 2
+        return high - low + 1
+
+    sides = [side(row) for row in range(4)]
+    return min(sides), max(sides)
+
+
+def architecture(model, size=32):
+    """What a network is made of: a dict for each operation, from the input on (part A.1).
+
+    Args:
+        size: side of the input picture.
+    """
+    rows, layers, channels = [], [], 1
+    for stage, part in model.named_children():
+        for layer in part if isinstance(part, nn.Sequential) else [part]:
+            layers.append(layer)
+            row = {'stage': stage, 'operation': OPERATIONS[type(layer)], 'inputs': channels}
+            if isinstance(layer, MyConv2d):
+                channels, row['inputs'], width, _ = layer.weight.shape
+                row |= {'filter': f'{width}x{width}', 'filters': channels}
+                if gap := getattr(layer, 'dilation', 0):
+                    row['operation'] += f', dilation {gap}'
+            size = size // 2 if isinstance(layer, nn.MaxPool2d) else size
+            size = size * 2 if isinstance(layer, nn.Upsample) else size
+            field = ' or '.join(map(str, sorted({*receptive_field(layers)})))
+            rows.append(row | {'output': f'{channels}x{size}x{size}', 'receptive field': field}
+                        | {PARAMETERS[name]: p.numel() for name, p in layer.named_parameters()})
+    if hasattr(model, 'prior'):
+        rows.append({'stage': 'prior', 'operation': 'table', 'weights': model.prior.numel()})
+    return rows
+
+
+def summary_table(model):
+    """The layers of a network and the sums of their weights and biases, as a text to print."""
+    rows = architecture(model)
+    columns = ['stage', 'operation', 'inputs', 'filter', 'filters', 'output', 'weights', 'biases',
+               'receptive field']
+    total = {'stage': 'total'} | {name: sum(row.get(name, 0) for row in rows)
+                                  for name in ('weights', 'biases')}
+    lines = [columns] + [[f'{row.get(name, "")}' for name in columns] for row in [*rows, total]]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return '\n'.join('  '.join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def save_checkpoint(model, path, colours=None):
@@ -1123,6 +1189,8 @@ def add_training_flags(parser):
     parser.add_argument('--plot', action='store_true', help='draw pictures after every epoch too')
     parser.add_argument('--resume', action='store_true',
                         help='go on with the interrupted run of the same flags and --checkpoint')
+    parser.add_argument('--summary', action='store_true',
+                        help='only print the layers of the network, and their sizes for a 32x32 picture')
 
 
 def parse_args(argv=None):
@@ -1154,6 +1222,8 @@ def parse_args(argv=None):
                      'and --checkpoint')
     if args.resume and (args.kmeans or args.valid or args.image):
         parser.error('--resume goes on with a training: leave out --kmeans, --valid and --image')
+    if args.summary and (args.kmeans or args.valid or args.image or args.resume):
+        parser.error('--summary only prints layers: leave out --kmeans, --valid, --image and --resume')
     if args.image and args.valid:
         parser.error('--image colours pictures, --valid evaluates: choose one of them')
     if args.temperature is None:
@@ -1328,6 +1398,10 @@ def main():
     if args.image:
         model, colours = load_trained(args)
         return colour_files(args, model.to(choose_device(args)), colours)
+    if args.summary:
+        model = (load_trained(args)[0] if args.checkpoint else
+                 MODELS[args.model](args.kernel or 3, args.num_filters or 32, len(choose_colours(args))))
+        return print(summary_table(model))
     if args.valid:
         model, colours = load_trained(args)
         entries = len(getattr(model, 'prior', ()))

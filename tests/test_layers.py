@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from colour_regression import RegressionCNN
-from colourization import CNN, DUNet, DilatedUNet, MyConv2d, MyDilatedConv2d, UNet
+from colourization import (CNN, DUNet, DilatedUNet, MyConv2d, MyDilatedConv2d, UNet, add_prior,
+                           architecture, summary_table)
 
 
 def gradients(function, *tensors):
@@ -206,8 +207,8 @@ def test_forward_equals_the_network_written_with_torch_functions(model, skips, m
     torch.testing.assert_close(ours, torch_network(model.state_dict(), x, skips, middle))
 
 
-def receptive_field(model):
-    """Rows and columns of a 64x64 input that the output pixel (32, 32) depends on, measured.
+def receptive_field(model, pixel=32):
+    """Rows and columns of a 64x64 input that an output pixel on the diagonal depends on, measured.
 
     Max pooling hides all but one of its inputs from the gradient, so mean pooling takes its
     place; the weights are made positive so that nothing cancels.
@@ -219,7 +220,7 @@ def receptive_field(model):
             nn.init.constant_(module.weight, 1.0)
             nn.init.constant_(module.bias, 1.0)
     x = torch.rand(1, 1, 64, 64, requires_grad=True)
-    model.eval()(x)[0, 0, 32, 32].backward()
+    model.eval()(x)[0, 0, pixel, pixel].backward()
     rows, columns = x.grad[0, 0].nonzero().T
     return (rows.min().item(), rows.max().item()), (columns.min().item(), columns.max().item())
 
@@ -243,3 +244,46 @@ def test_weights_and_receptive_field_of_part_d(layer, weights, side):
     rows, columns = x.grad[0, 0].nonzero().T
     assert layer.weight.numel() == weights
     assert rows.max() - rows.min() + 1 == columns.max() - columns.min() + 1 == side
+
+
+HAND_COUNTED = {  # RegressionCNN, 32 filters: side of the maps, weights, biases, receptive field
+    'downconv1': [(32, 1 * 32 * 9, 32, '3'), (16, 0, 0, '4'), (16, 32, 32, '4'), (16, 0, 0, '4')],
+    'downconv2': [(16, 32 * 64 * 9, 64, '8'), (8, 0, 0, '10'), (8, 64, 64, '10'), (8, 0, 0, '10')],
+    'rfconv': [(8, 64 * 64 * 9, 64, '18'), (8, 64, 64, '18'), (8, 0, 0, '18')],
+    'upconv1': [(8, 64 * 32 * 9, 32, '26'), (16, 0, 0, '26'), (16, 32, 32, '26'), (16, 0, 0, '26')],
+    'upconv2': [(16, 32 * 3 * 9, 3, '30'), (32, 0, 0, '30'), (32, 3, 3, '30'), (32, 0, 0, '30')],
+    'finalconv': [(32, 3 * 3 * 9, 3, '30 or 34')],
+}
+
+
+def test_summary_of_the_regression_network_is_what_counting_by_hand_gives():
+    rows = architecture(RegressionCNN(3, 32))
+    expected = [(stage, *row) for stage, rows in HAND_COUNTED.items() for row in rows]
+    assert [(row['stage'], int(row['output'].split('x')[1]), row.get('weights', 0), row.get('biases', 0),
+             row['receptive field']) for row in rows] == expected
+    assert [row['filters'] for row in rows if 'filters' in row] == [32, 64, 64, 32, 3, 3]
+    assert {row['filter'] for row in rows if 'filter' in row} == {'3x3'}
+    assert summary_table(RegressionCNN(3, 32)).splitlines()[-1].split() == ['total', '75156', '393']
+
+
+@pytest.mark.parametrize('make, kernel', [(CNN, 1), (CNN, 3), (CNN, 5), (UNet, 3), (DUNet, 3)])
+def test_receptive_field_of_the_summary_is_that_of_the_gradients(make, kernel):
+    *_, last = architecture(make(kernel, 2, 3))
+    spans = [receptive_field(make(kernel, 2, 3), pixel)[0] for pixel in range(30, 34)]
+    sides = sorted({high - low + 1 for low, high in spans})
+    assert last['receptive field'] == ' or '.join(map(str, sides))
+
+
+@pytest.mark.parametrize('make', [CNN, UNet, DUNet])
+def test_summary_counts_every_parameter_and_shows_the_sizes_that_run_through(make):
+    model = make(3, 4, 5)
+    add_prior(model, torch.zeros(7, 5))
+    rows = architecture(model)
+    assert sum(row.get(name, 0) for row in rows for name in ('weights', 'biases')) == sum(
+        p.numel() for p in model.parameters())
+    shapes = []
+    for module in model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(lambda _, inputs, output: shapes.append(output.shape[1:]))
+    model(torch.zeros(1, 1, 32, 32))
+    assert [row['output'] for row in rows[:-1]] == ['x'.join(map(str, shape)) for shape in shapes]

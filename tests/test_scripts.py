@@ -166,6 +166,16 @@ def test_kmeans_of_the_sample_leaves_the_colours_of_the_horses_alone(run_script,
     assert np.load(tmp_path / 'colour/colour_kmeans3_sample.npy').shape == (3, 3)
 
 
+@pytest.mark.parametrize('script, flags, total', [
+    ('colour_regression.py', '', '75156'), ('colourization.py', '-m CNN -f 16', '27336'),
+    ('colourization.py', f'-m DUNet --checkpoint {ROOT}/weights/dunet_k3_f32.pkl', '111888')])
+def test_summary_prints_the_layers_without_data(script, flags, total, run_script, tmp_path):
+    done = run_script(script, '--summary', *flags.split(), '--data', tmp_path / 'none')
+    assert done.returncode == 0 and done.stdout.split()[0] == 'stage', done.stderr
+    assert done.stdout.splitlines()[-1].split()[:2] == ['total', total]
+    assert not list(tmp_path.iterdir())
+
+
 def test_missing_gpu_gives_one_warning(run_script):
     if torch.accelerator.is_available():
         pytest.skip('this machine has a GPU')
@@ -381,6 +391,9 @@ def test_without_network_one_line_says_what_to_do(run_script, tmp_path):
     ('colourization --kmeans 1', 2, '--kmeans'),
     ('colourization --kmeans 24 --model UNet', 2, '--kmeans'),
     ('colourization --model UNet --nonsense', 2, '--nonsense'),
+    ('colourization --model UNet --summary --resume', 2, '--summary'),
+    ('colourization --model CNN --summary --checkpoint weights/unet_k3_f32.pkl', 1, 'UNet'),
+    ('colour_regression --summary --train', 2, '--summary'),
     ("colourization --model UNet --data ''", 1, '--data'),
     ('colourization -m UNet --valid --checkpoint missing.pkl', 1, 'missing.pkl'),
     ('colourization -m CNN --valid --checkpoint weights/unet_k3_f32.pkl', 1, 'UNet'),
