@@ -29,29 +29,38 @@ def colour(name, grey, temperature):
                            for x in torch.from_numpy(grey).split(100)])
 
 
+def ways(grey):
+    """Grey pictures [N, 1, H, W] coloured in each of the ways that are compared, by name."""
+    course, ours = 'unet_k3_f32.pkl', 'unet_prior_k3_f32.pkl'
+    pictures = {'grey picture': np.repeat(grey, 3, axis=1),
+                'UNet, likeliest colours': colour(course, grey, 0),
+                'UNet with prior, likeliest colours': colour(ours, grey, 0)}
+    for name, temperature in (('annealed mean', ANNEALED), ('mean', 1)):
+        pictures[f'UNet with prior, {name}, grey put back'] = put_grey_back(colour(ours, grey, temperature), grey)
+    return pictures
+
+
+def draw(pictures, rgb, outdir):
+    rows = {'truth': rgb} | pictures
+    del rows['UNet with prior, likeliest colours']
+    draw_rows([(name, pictures[:SHOWN]) for name, pictures in rows.items()],
+              outdir / 'comparison.png', "The same horses: the course's way, and beyond it")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', default='data', help='where CIFAR-10 is (default: data)')
     parser.add_argument('--outdir', type=Path, default=HERE / 'figures', help='where the picture goes')
     args = parser.parse_args()
     rgb, grey = process(*load_cifar10(args.data)[1])
-
-    course, ours = 'unet_k3_f32.pkl', 'unet_prior_k3_f32.pkl'
-    ways = {'grey picture': np.repeat(grey, 3, axis=1),
-            'UNet, likeliest colours': colour(course, grey, 0),
-            'UNet with prior, likeliest colours': colour(ours, grey, 0)}
-    for name, temperature in (('annealed mean', ANNEALED), ('mean', 1)):
-        ways[f'UNet with prior, {name}, grey put back'] = put_grey_back(colour(ours, grey, temperature), grey)
+    pictures = ways(grey)
 
     print('| | mean squared error | PSNR | colourfulness |\n|---|---|---|---|')
-    for name, measured in judge(ways | {'truth': rgb}, rgb).items():
+    for name, measured in judge(pictures | {'truth': rgb}, rgb).items():
         error = measured['mean_squared_error']
         distance = f'{error:.5f} | {psnr(error):.2f} dB' if error else '|'
         print(f'| {name} | {distance} | {measured["colourfulness"]:.1f} |')
-
-    del ways['UNet with prior, likeliest colours']
-    draw_rows([(name, pictures[:SHOWN]) for name, pictures in ({'truth': rgb} | ways).items()],
-              args.outdir / 'comparison.png', "The same horses: the course's way, and beyond it")
+    draw(pictures, rgb, args.outdir)
 
 
 if __name__ == '__main__':

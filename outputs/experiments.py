@@ -113,24 +113,32 @@ def read_table(path):
 
 def train(command, seed, data, threads):
     """Run a command; returns its line of experiments.csv."""
+    return {'command': command, 'seed': str(seed)} | history(command, seed, data, threads)[-1]
+
+
+def history(command, seed, data, threads):
+    """Run a command; returns a line for each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         script, *flags = shlex.split(command)
         subprocess.run([sys.executable, HERE.parent / script, *flags, '--seed', str(seed),
                         '--data', data, '--outdir', folder], check=True, stdout=subprocess.DEVNULL,
                        env=os.environ | {'OMP_NUM_THREADS': str(threads)})
-        history, = Path(folder).glob('history_*.csv')
-        return {'command': command, 'seed': str(seed)} | read_table(history)[-1]
+        path, = Path(folder).glob('history_*.csv')
+        return read_table(path)
+
+
+def write_table(lines, path):
+    table = io.StringIO(newline='')
+    writer = csv.DictWriter(table, lines[0])
+    writer.writeheader()
+    writer.writerows(lines)
+    with whole_file(path) as file:
+        file.write(table.getvalue().encode())
 
 
 def write_runs(runs):
     order = {command: i for i, (command, _) in enumerate(planned_runs())}
-    runs = sorted(runs, key=lambda run: (order.get(run['command'], len(order)), int(run['seed'])))
-    table = io.StringIO(newline='')
-    writer = csv.DictWriter(table, runs[0])
-    writer.writeheader()
-    writer.writerows(runs)
-    with whole_file(RUNS) as file:
-        file.write(table.getvalue().encode())
+    write_table(sorted(runs, key=lambda run: (order.get(run['command'], len(order)), int(run['seed']))), RUNS)
 
 
 def planned_runs():
