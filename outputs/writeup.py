@@ -180,6 +180,11 @@ def test_horses(data):
                              torch.from_numpy(get_rgb_cat(train_rgb, colours)), len(colours)))
 
 
+def checksums_of_weights():
+    paths = [ROOT / 'weights' / name for name in (*SHIPPED.values(), *PRIORS.values())]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.exists()}
+
+
 def judge_one(pictures, truth):
     measured, = judge({'': pictures}, truth).values()
     return measured['mean_squared_error'], measured['colourfulness']
@@ -494,7 +499,7 @@ def gradient_energy(model, grey):
 def measure_receptive_fields(h):
     """D.2: theoretical and effective receptive fields of the trained networks."""
     found, table = {}, []
-    figure = Figure(figsize=(9, 3.1), layout='constrained')
+    figure = Figure(figsize=(9, 2.7), layout='constrained')
     span = np.arange(-REACH, REACH + 1)
     distance = np.hypot(*np.meshgrid(span, span))
     for axes, name in zip(figure.subplots(1, 3), MODELS):
@@ -627,9 +632,7 @@ SECTIONS = [describe_regression, judge_networks, compare_distances, desaturate, 
 def measure(data):
     """Measure everything that needs no training; writes writeup.json and the figures."""
     h = test_horses(data)
-    results = {'weights': {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-                           for path in map((ROOT / 'weights').joinpath, [*SHIPPED.values(), *PRIORS.values()])
-                           if path.exists()}}
+    results = {'weights': checksums_of_weights()}
     for section in SECTIONS:
         print(section.__doc__, flush=True)
         results[section.__name__] = {'what': section.__doc__} | section(h)
@@ -773,6 +776,8 @@ def main():
     parser.add_argument('--only', choices=['macros'], help='do not measure: only make the macros and the PDF')
     parser.add_argument('--no-pdf', action='store_true', help='do without LaTeX')
     args = parser.parse_args()
+    if args.data == 'sample':
+        raise InputError('the write-up is about the horses of CIFAR-10: name them with --data')
     if args.only is None:
         train_missing(args.data)
         measure(args.data)
