@@ -36,7 +36,8 @@ def ways(grey):
                 'UNet, likeliest colours': colour(course, grey, 0),
                 'UNet with prior, likeliest colours': colour(ours, grey, 0)}
     for name, temperature in (('annealed mean', ANNEALED), ('mean', 1)):
-        pictures[f'UNet with prior, {name}, grey put back'] = put_grey_back(colour(ours, grey, temperature), grey)
+        painted = colour(ours, grey, temperature)
+        pictures[f'UNet with prior, {name}, grey put back'] = put_grey_back(painted, grey)
     return pictures
 
 

@@ -138,7 +138,8 @@ def write_table(lines, path):
 
 def write_runs(runs):
     order = {command: i for i, (command, _) in enumerate(planned_runs())}
-    write_table(sorted(runs, key=lambda run: (order.get(run['command'], len(order)), int(run['seed']))), RUNS)
+    write_table(sorted(runs, key=lambda run: (order.get(run['command'], len(order)), int(run['seed']))),
+                RUNS)
 
 
 def planned_runs():

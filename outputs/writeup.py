@@ -34,17 +34,18 @@ import comparison  # noqa: E402
 import experiments  # noqa: E402
 from activations import activation_panels, record_activations  # noqa: E402
 from colour_regression import RegressionCNN, regression  # noqa: E402
-from colourization import (ANNEALED, CNN, MODELS, STAGES, DUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
-                           architecture, baselines, batches, classification, colour_counts, draw_pictures,
-                           get_rgb_cat, hold_out, judge, load_colours, load_model, mosaic, parse_args,
-                           process, psnr, put_grey_back, run, run_validation_step, scores_to_rgb, train,
-                           train_epoch, whole_file)
+from colourization import (CNN, MODELS, STAGES, DUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
+                           architecture, baselines, batches, classification, colour_counts,
+                           draw_pictures, get_rgb_cat, hold_out, judge, load_colours, load_model,
+                           mosaic, parse_args, process, psnr, put_grey_back, run, run_validation_step,
+                           scores_to_rgb, train, train_epoch, whole_file)
 from experiments import SEEDS, read_table, write_table  # noqa: E402
 from load_data import InputError, load_cifar10  # noqa: E402
 
 ROOT, RESULTS, FIGURES = HERE.parent, HERE / 'results', HERE / 'figures'
 MEASURED, NUMBERS = RESULTS / 'writeup.json', RESULTS / 'numbers.tex'
 RUNS, HISTORY = RESULTS / 'writeup_runs.csv', RESULTS / 'history_b10_e25.csv'
+COURSE = RESULTS / 'course.json'
 TEX, PDF = HERE / 'a2-writeup.tex', HERE / 'a2-writeup.pdf'
 
 # ---------------------------------------------------------------------------
@@ -53,6 +54,7 @@ TEX, PDF = HERE / 'a2-writeup.tex', HERE / 'a2-writeup.pdf'
 
 # Each skip connection by the stage that it leads to, with the stage whose maps come first there.
 SKIPS = {'upconv1': 'rfconv', 'upconv2': 'upconv1', 'finalconv': 'upconv2'}
+COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
 
 SHORT = '--schedule onecycle -l 0.03 -b 16 --hold_out 500'  # as in experiments.py
 PLANNED = {  # by name: the network, the skip connections that it does without, flags, enlargement
@@ -91,13 +93,11 @@ def cut_skip(model, stage, replacement=0.0):
 
 def training_pictures(data, enlargement=1):
     """The training horses less 500, and those 500: pairs of grey pictures and colour numbers."""
-    colours = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
-
     def grey_and_cats(pictures):
         rgb, _ = process(*pictures)
         if enlargement > 1:
             rgb = F.interpolate(torch.from_numpy(rgb), scale_factor=enlargement, mode='bilinear').numpy()
-        cats = np.concatenate([get_rgb_cat(part, colours).astype(np.int16) for part in np.split(rgb, 10)])
+        cats = get_rgb_cat(rgb, COLOURS).astype(np.int16)
         return torch.from_numpy(rgb.mean(axis=1, keepdims=True)), torch.from_numpy(cats)
 
     return [grey_and_cats(pictures) for pictures in hold_out(load_cifar10(data)[0], 500)]
@@ -142,7 +142,11 @@ def train_missing(data):
 
 SHIPPED = {'Regression': 'regression_cnn_k3_f32.pkl', 'CNN': 'cnn_k3_f32.pkl',
            'UNet': 'unet_k3_f32.pkl', 'DUNet': 'dunet_k3_f32.pkl'}
-PRIORS = {'CNN': 'cnn_prior_k3_f32.pkl', 'UNet': 'unet_prior_k3_f32.pkl', 'DUNet': 'dunet_prior_k3_f32.pkl'}
+PRIORS = {'CNN': 'cnn_prior_k3_f32.pkl', 'UNet': 'unet_prior_k3_f32.pkl',
+          'DUNet': 'dunet_prior_k3_f32.pkl'}
+LABELS = {'Regression': 'RegressionCNN', 'Grey': 'grey picture', 'Truth': 'truth'}
+LETTERS = {'downconv1': 'DownOne', 'downconv2': 'DownTwo', 'rfconv': 'Middle', 'upconv1': 'UpOne',
+           'upconv2': 'UpTwo', 'finalconv': 'Final'}  # names of macros have letters only
 LOSS, SHARE, ERROR, COLOURFUL, DECIBEL, RATIO = '.4f', '.1%', '.5f', '.1f', '.2f', '.2f'
 
 
@@ -162,22 +166,21 @@ def test_horses(data):
 
     Returns:
         rgb, grey: arrays [N, C, H, W]; x, cats: tensors, what the networks see and should choose;
-        colours: array [24, 3]; networks, scores and pictures: by name.
+        networks, scores and pictures: by name; counts: `colour_counts` of the training horses.
     """
     train_pictures, test_pictures = load_cifar10(data)
     rgb, grey = process(*test_pictures)
     networks = {name: shipped_network(name)[0] for name in SHIPPED}
-    colours = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
     x = torch.from_numpy(grey)
     train_rgb, train_grey = process(*train_pictures)
     scores = {name: outputs(model, x) for name, model in networks.items()}
-    pictures = {name: s.clamp(0, 1).numpy() if name == 'Regression' else scores_to_rgb(s, colours)
+    pictures = {name: s.clamp(0, 1).numpy() if name == 'Regression' else scores_to_rgb(s, COLOURS)
                 for name, s in scores.items()}
     return SimpleNamespace(
-        rgb=rgb, grey=grey, x=x, cats=torch.from_numpy(get_rgb_cat(rgb, colours)), colours=colours,
+        rgb=rgb, grey=grey, x=x, cats=torch.from_numpy(get_rgb_cat(rgb, COLOURS)),
         networks=networks, scores=scores, pictures=pictures,
         counts=colour_counts(torch.from_numpy(train_grey),
-                             torch.from_numpy(get_rgb_cat(train_rgb, colours)), len(colours)))
+                             torch.from_numpy(get_rgb_cat(train_rgb, COLOURS)), len(COLOURS)))
 
 
 def checksums_of_weights():
@@ -203,47 +206,43 @@ def save_figure(figure, name):
 def describe_regression(_):
     """A.1: the layers of RegressionCNN, as --summary prints them."""
     table, rows = [], architecture(RegressionCNN(3, 32))
-    for i, row in enumerate(rows):
+    for row in rows:
         if 'filter' in row:
-            more = []
-            for later in rows[i + 1:]:
-                if later['stage'] != row['stage']:
-                    break
-                more.append(later['operation'])
-            table.append([f'\\texttt{{{row["stage"]}}}', row['filter'].replace('x', '$\\times$'),
-                          *([row[name], 'd'] for name in ('inputs', 'filters')),
-                          row['output'].replace('x', '$\\times$'), *([row[name], ',d'] for name in (
-                              'weights', 'biases')), row['receptive field'], ', '.join(more) or '---'])
-    total = {name: sum(row.get(name, 0) for row in rows) for name in ('weights', 'biases')}
-    norms = sum(row.get('weights', 0) + row.get('biases', 0) for row in rows if row['operation'] == 'batch norm')
-    return {'WeightsRegression': [total['weights'], ',d'], 'BiasesRegression': [total['biases'], 'd'],
+            then = [other['operation'] for other in rows
+                    if other['stage'] == row['stage'] and 'filter' not in other]
+            filters, output = (row[name].replace('x', '$\\times$') for name in ('filter', 'output'))
+            table.append([f'\\texttt{{{row["stage"]}}}', filters, [row['inputs'], 'd'],
+                          [row['filters'], 'd'], output, [row['weights'], ',d'], [row['biases'], 'd'],
+                          row['receptive field'], ', '.join(then) or '---'])
+    weights, biases = (sum(row.get(name, 0) for row in rows) for name in ('weights', 'biases'))
+    norms = sum(row['weights'] + row['biases'] for row in rows if row['operation'] == 'batch norm')
+    return {'WeightsRegression': [weights, ',d'], 'BiasesRegression': [biases, 'd'],
             'ParametersOfNorms': [norms, 'd'], 'TableLayers': table}
 
 
 def judge_networks(h):
-    """A.2, B.2, C.3, G.2: errors and colourfulness of the networks, as they are and with the grey put back."""
+    """A.2, B.2, C.3, G.2: errors and colourfulness, as the networks paint and with the grey put back."""
     found, table = {}, []
     grey = np.repeat(h.grey, 3, axis=1)
-    for name, pictures in {'Grey': grey, **h.pictures, 'Truth': h.rgb}.items():
+    for name, pictures in ({'Grey': grey} | h.pictures | {'Truth': h.rgb}).items():
         error, colourful = judge_one(pictures, h.rgb)
         back, _ = judge_one(put_grey_back(pictures, h.grey), h.rgb)
         found[f'Colourful{name}'] = [colourful, COLOURFUL]
-        metrics = ['', '']
+        cells = [''] * 6
         if name in MODELS:
-            loss, accuracy = (value.item() for value in classification(h.scores[name], h.cats).values())
-            found |= {f'Loss{name}': [loss, LOSS], f'Accuracy{name}': [accuracy, SHARE]}
-            metrics = [[loss, LOSS], [accuracy, SHARE]]
-        distance = [[error, ERROR], [psnr(error), DECIBEL]] if error else ['', '']
+            loss, accuracy = classification(h.scores[name], h.cats).values()
+            cells[:2] = [loss.item(), LOSS], [accuracy.item(), SHARE]
+            found |= {f'Loss{name}': cells[0], f'Accuracy{name}': cells[1]}
         if name != 'Truth':
             brightness = np.square((pictures - h.rgb).mean(axis=1)).mean() / error
-            found |= {f'Error{name}': [error, ERROR], f'ErrorBack{name}': [back, ERROR],
-                      f'Brightness{name}': [float(brightness), '.0%']}
-        label = {'Grey': 'grey picture', 'Truth': 'truth', 'Regression': 'RegressionCNN'}.get(name, name)
-        table.append([label, *metrics, *distance, '' if name == 'Truth' else found[f'Brightness{name}'],
-                      [back, ERROR] if h.pictures.get(name) is not None else '', [colourful, COLOURFUL]])
-    found['LossRegression'] = [regression(h.scores['Regression'], torch.from_numpy(h.rgb))['loss'].item(), ERROR]
-    spread = h.rgb.mean(axis=1).var() / h.rgb.transpose(1, 0, 2, 3).reshape(3, -1).var(axis=1).mean()
-    found['BrightnessOfSpread'] = [float(spread), '.0%']
+            cells[2:5] = [error, ERROR], [psnr(error), DECIBEL], [brightness, '.0%']
+            found |= {f'Error{name}': cells[2], f'Brightness{name}': cells[4]}
+        if name in h.pictures:
+            cells[5] = found[f'ErrorBack{name}'] = [back, ERROR]
+        table.append([LABELS.get(name, name), *cells, found[f'Colourful{name}']])
+    loss = regression(h.scores['Regression'], torch.from_numpy(h.rgb))['loss']
+    brightness = h.rgb.mean(axis=1).var() / h.rgb.var(axis=(0, 2, 3)).mean()
+    found |= {'LossRegression': [loss.item(), ERROR], 'BrightnessOfSpread': [brightness, '.0%']}
     return found | {'TableNetworks': table}
 
 
@@ -252,7 +251,7 @@ def draw_networks(h):
     shown = slice(7)
     panels = [('grey: what the networks see', h.grey[shown]), ('truth', h.rgb[shown])]
     for name, pictures in h.pictures.items():
-        label = 'RegressionCNN' if name == 'Regression' else name
+        label = LABELS.get(name, name)
         panels += [(label, pictures[shown]),
                    (f"{label}, with the input's grey", put_grey_back(pictures[shown], h.grey[shown]))]
     draw_pictures([(label, mosaic(pictures, 7)) for label, pictures in panels],
@@ -320,12 +319,10 @@ def desaturate(h):
     """A.4: the classifier's own probabilities, by the likeliest colour and by their mean."""
     found = {}
     for name, temperature in (('Likeliest', 0), ('Mean', 1)):
-        error, colourful = judge_one(scores_to_rgb(h.scores['CNN'], h.colours, temperature), h.rgb)
+        error, colourful = judge_one(scores_to_rgb(h.scores['CNN'], COLOURS, temperature), h.rgb)
         found |= {f'Error{name}': [error, ERROR], f'Colourful{name}': [colourful, COLOURFUL]}
-    first, second = HORSE_OR_GRASS
-    found['LossOfEither'] = [float(np.square(first - second).sum() / 2), '.3f']
-    found['LossOfMean'] = [float(np.square(first - second).sum() / 4), '.3f']
-    return found
+    apart = np.square(HORSE_OR_GRASS[0] - HORSE_OR_GRASS[1]).sum()
+    return found | {'LossOfEither': [apart / 2, '.3f'], 'LossOfMean': [apart / 4, '.3f']}
 
 
 # ---------------------------------------------------------------------------
@@ -368,45 +365,30 @@ def compare_edges(h):
         edges = brightness_edges(h.pictures[name])
         sharp = np.hypot(*edges).mean() / strength.mean()
         alike = np.corrcoef(edges.ravel(), true.ravel())[0, 1]
-        found |= {f'Sharp{name}': [float(sharp), RATIO], f'Alike{name}': [float(alike), RATIO]}
-        cells = ['', '']
+        found |= {f'Sharp{name}': [sharp, RATIO], f'Alike{name}': [alike, RATIO]}
+        cells = '', ''
         if name in MODELS:
             right = (h.scores[name].argmax(dim=1) == h.cats[:, 0]).numpy()[:, :-1, :-1]
-            found |= {f'AtEdges{name}': [float(right[edge].mean()), SHARE],
-                      f'OffEdges{name}': [float(right[~edge].mean()), SHARE]}
-            cells = [found[f'AtEdges{name}'], found[f'OffEdges{name}']]
-        label = 'RegressionCNN' if name == 'Regression' else name
-        table.append([label, found[f'Sharp{name}'], found[f'Alike{name}'], *cells])
+            cells = [right[edge].mean(), SHARE], [right[~edge].mean(), SHARE]
+            found |= {f'AtEdges{name}': cells[0], f'OffEdges{name}': cells[1]}
+        table.append([LABELS.get(name, name), found[f'Sharp{name}'], found[f'Alike{name}'], *cells])
     return found | {'TableEdges': table}
 
 
 def cut_at_evaluation(h):
     """C.3: the trained UNet, with the maps of a skip connection replaced by their means."""
-    model, sums = h.networks['UNet'], {stage: 0 for stage in SKIPS}
-    hooks = []
-    for stage, before in SKIPS.items():
-        own = len(getattr(model, before)[0].weight)
-        hooks.append(getattr(model, stage).register_forward_pre_hook(
-            lambda _, inputs, stage=stage, own=own: sums.update(
-                {stage: sums[stage] + inputs[0][:, own:].mean(dim=(0, 2, 3))})))
-    outputs(model, h.x)
-    for hook in hooks:
-        hook.remove()
-    means = {stage: total[:, None, None] / 10 for stage, total in sums.items()}  # of ten batches
-
+    model = h.networks['UNet']
+    _, maps = record_activations(model, h.x[:200])
+    brought = {'upconv1': maps['downconv2'], 'upconv2': maps['downconv1'], 'finalconv': h.x}
     found = {}
-    for name, cuts in {**{cap(stage): [stage] for stage in SKIPS}, 'All': list(SKIPS)}.items():
-        hooks = [cut_skip(model, stage, means[stage]) for stage in cuts]
+    for name, cuts in {**{LETTERS[stage]: [stage] for stage in SKIPS}, 'All': SKIPS}.items():
+        hooks = [cut_skip(model, stage, brought[stage].mean(dim=(0, 2, 3))[:, None, None])
+                 for stage in cuts]
         metrics = run_validation_step(model, classification, h.x, h.cats)
         for hook in hooks:
             hook.remove()
-        found |= {f'CutLoss{name}': [metrics['loss'], '.2f'], f'CutAccuracy{name}': [metrics['accuracy'], SHARE]}
+        found[f'CutAccuracy{name}'] = [metrics['accuracy'], SHARE]
     return found
-
-
-def cap(stage):
-    """The name of a stage as it can stand in a macro, which has letters only."""
-    return {'upconv1': 'UpOne', 'upconv2': 'UpTwo', 'finalconv': 'Final'}[stage]
 
 
 GRADIENT_STEPS = 100
@@ -429,14 +411,11 @@ def follow_gradients(data):
                         batches((grey, cats), 16, torch.Generator().manual_seed(seed)),
                         lambda: seen.append(model.downconv1[0].weight.grad.norm().item()))
             norms[name].append(seen)
-    found = {}
-    for name, seeds in norms.items():
-        found[f'GradientFirst{name}'] = [[seen[0] for seen in seeds], '.3f']
-        found[f'Gradient{name}'] = [[mean(seen) for seen in seeds], '.3f']
-    for when, pick in (('First', lambda seen: seen[0]), ('', mean)):
-        found[f'GradientRatio{when}'] = [[pick(a) / pick(b) for a, b in zip(norms['With'], norms['Without'])],
-                                         '.1f']
-    return found
+    pairs = list(zip(norms['With'], norms['Without']))  # seed by seed
+    return {'GradientFirstWith': [[seen[0] for seen in norms['With']], '.3f'],
+            'GradientFirstWithout': [[seen[0] for seen in norms['Without']], '.3f'],
+            'GradientRatioFirst': [[a[0] / b[0] for a, b in pairs], '.1f'],
+            'GradientRatio': [[mean(a) / mean(b) for a, b in pairs], '.1f']}
 
 
 # ---------------------------------------------------------------------------
@@ -453,7 +432,10 @@ def side_that_counts(layer):
 
 
 def measure_filters(_):
-    """D.1: weights per pair of channels and receptive fields, by gradients; D.2: the choice of the place."""
+    """D.1: weights per pair of channels and receptive fields, by gradients; D.2: the choice of the place.
+
+    For the latter, `architecture` counts the field of the CNN with each convolution dilated in turn.
+    """
     found, table = {}, []
     for name, layer in (('$3\\times3$', MyConv2d(1, 1, 3)), ('$5\\times5$', MyConv2d(1, 1, 5)),
                         ('$3\\times3$, dilation 1', MyDilatedConv2d(1, 1, 3, dilation=1))):
@@ -461,7 +443,7 @@ def measure_filters(_):
     found['TableFilters'] = table
 
     table = []
-    for stage in ('downconv1', 'downconv2', 'rfconv', 'upconv1', 'upconv2', 'finalconv'):
+    for stage in LETTERS:
         model = CNN(3, 32, 24)
         name = 'finalconv' if stage == 'finalconv' else f'{stage}.0'
         outputs, inputs, _, _ = model.get_submodule(name).weight.shape
@@ -506,18 +488,15 @@ def measure_receptive_fields(h):
         energy = gradient_energy(h.networks[name], h.x[:50])
         order = distance.ravel().argsort(kind='stable')
         reached = energy.ravel()[order].cumsum()
-        radius = {share: float(distance.ravel()[order][np.searchsorted(reached, share)])
-                  for share in (0.5, 0.9)}
-        width = float(np.sqrt((energy * distance**2).sum()))
+        half, most = distance.ravel()[order][np.searchsorted(reached, (0.5, 0.9))]
+        deviation = np.sqrt((energy * distance**2).sum())
         theory = architecture(MODELS[name](3, 32, 24))[-1]['receptive field']
-        centre = float(energy[REACH, REACH])
-        outside = float(energy[distance > 4].sum())
-        found |= {f'Radius{name}': [radius[0.9], '.1f'], f'Width{name}': [width, '.1f'],
-                  f'Outside{name}': [outside, SHARE]}
-        table.append([name, theory, [radius[0.5], '.1f'], found[f'Radius{name}'], found[f'Width{name}'],
-                      [centre, SHARE], [outside, SHARE]])
+        found[f'Radius{name}'] = [most, '.1f']
+        table.append([name, theory, [half, '.1f'], [most, '.1f'], [deviation, '.1f'],
+                      [energy[REACH, REACH], SHARE], [energy[distance > 4].sum(), SHARE]])
         side = int(theory.split()[-1])
-        image = axes.imshow(np.log10(energy + 1e-12), extent=(-REACH - .5, REACH + .5) * 2, vmin=-6, vmax=-1)
+        image = axes.imshow(np.log10(energy + 1e-12), extent=(-REACH - .5, REACH + .5) * 2,
+                            vmin=-6, vmax=-1)
         axes.add_patch(Rectangle((-side / 2, -side / 2), side, side, fill=False, edgecolor='w',
                                  linestyle=':'))
         axes.set(title=name, xlim=(-REACH - .5, REACH + .5), ylim=(-REACH - .5, REACH + .5))
@@ -566,15 +545,17 @@ SHOWN_HORSE = 6  # of the test horses: brown, on a meadow
 
 def compare_activations(h):
     """E.1, E.2: the maps of CNN and UNet for the same pictures: drawn for one, counted over 200."""
-    found, tables, panels = {}, {}, []
+    found, rows, panels = {}, {}, []
     for name in ('CNN', 'UNet'):
-        scores, maps = record_activations(h.networks[name], h.x[:200])
-        picture = activation_panels(h.grey[SHOWN_HORSE], h.rgb[SHOWN_HORSE], h.pictures[name][SHOWN_HORSE],
-                                    {stage: maps[stage][SHOWN_HORSE] for stage in STAGES})
+        _, maps = record_activations(h.networks[name], h.x[:200])
+        horse = [pictures[SHOWN_HORSE] for pictures in (h.grey, h.rgb, h.pictures[name])]
+        picture = activation_panels(*horse, {stage: maps[stage][SHOWN_HORSE] for stage in STAGES})
         del picture['input_rgb']
         panels += [(f'{name}: {label.split(":")[0]}', panel) for label, panel in picture.values()]
         for stage in STAGES:
-            m = maps[stage][:, :, ::2, ::2] if stage.startswith('up') else maps[stage]  # undo the upsampling
+            m = maps[stage]
+            if stage.startswith('up'):  # each value stands there four times
+                m = m[:, :, ::2, ::2]
             alive = m.amax(dim=(0, 2, 3)) > 0
             grey = F.adaptive_avg_pool2d(h.x[:200], m.shape[2:]).flatten()
             flat = m[:, alive].transpose(0, 1).flatten(1)
@@ -582,14 +563,13 @@ def compare_activations(h):
             change = ((m[:, alive, 1:] - m[:, alive, :-1]).square().mean(dim=(0, 2, 3))
                       + (m[:, alive, :, 1:] - m[:, alive, :, :-1]).square().mean(dim=(0, 2, 3)))
             rough = (change / (4 * flat.var(dim=1))).mean()
-            key = name + {'downconv1': 'DownOne', 'downconv2': 'DownTwo', 'rfconv': 'Middle'}.get(
-                stage, '') + (cap(stage) if stage in SKIPS else '')
-            found |= {f'Dead{key}': [int((~alive).sum()), 'd'], f'Active{key}': [(m > 0).float().mean().item(), '.0%'],
-                      f'LikeGrey{key}': [alike.mean().item(), RATIO], f'Rough{key}': [rough.item(), RATIO]}
-            tables.setdefault(stage, [f'\\texttt{{{stage}}}', [maps[stage].shape[1], 'd']]).extend(
-                found[f'{what}{key}'] for what in ('Active', 'Dead', 'LikeGrey', 'Rough'))
+            cells = {'Active': [(m > 0).float().mean().item(), '.0%'],
+                     'Dead': [(~alive).sum().item(), 'd'],
+                     'LikeGrey': [alike.mean().item(), RATIO], 'Rough': [rough.item(), RATIO]}
+            found |= {f'{what}{name}{LETTERS[stage]}': cell for what, cell in cells.items()}
+            rows.setdefault(stage, [f'\\texttt{{{stage}}}', [m.shape[1], 'd']]).extend(cells.values())
     draw_pictures(panels, FIGURES / 'activations.png', '', columns=len(panels) // 2, width=14)
-    return found | {'TableActivations': list(tables.values())}
+    return found | {'TableActivations': list(rows.values())}
 
 
 # ---------------------------------------------------------------------------
@@ -598,7 +578,7 @@ def compare_activations(h):
 
 
 def go_beyond(h):
-    """The grey-level table, the priors and the grey put back; this project's weights against the course's."""
+    """The grey-level table, the priors, and the grey put back."""
     table_alone = baselines(h.counts, h.x, h.cats)
     found = {'AccuracyMostFrequent': [table_alone['most_frequent_colour'], SHARE],
              'AccuracyOfTable': [table_alone['most_frequent_colour_of_grey_level'], SHARE]}
@@ -625,19 +605,19 @@ def go_beyond(h):
 # From results to macros
 # ---------------------------------------------------------------------------
 
-SECTIONS = [describe_regression, judge_networks, compare_distances, desaturate, compare_edges, cut_at_evaluation,
-            measure_filters, measure_receptive_fields, check_dilation, compare_activations, go_beyond]
+SECTIONS = [describe_regression, judge_networks, compare_distances, desaturate, compare_edges,
+            cut_at_evaluation, measure_filters, measure_receptive_fields, check_dilation,
+            compare_activations, go_beyond]
 
 
 def measure(data):
     """Measure everything that needs no training; writes writeup.json and the figures."""
     h = test_horses(data)
     results = {'weights': checksums_of_weights()}
-    for section in SECTIONS:
-        print(section.__doc__, flush=True)
-        results[section.__name__] = {'what': section.__doc__} | section(h)
-    print(follow_gradients.__doc__, flush=True)
-    results['follow_gradients'] = {'what': follow_gradients.__doc__} | follow_gradients(data)
+    for section in [*SECTIONS, follow_gradients]:
+        what = section.__doc__.splitlines()[0]
+        print(what, flush=True)
+        results[section.__name__] = {'what': what} | section(data if section is follow_gradients else h)
     draw_networks(h)
     draw_curves()
     with whole_file(MEASURED) as file:
@@ -648,19 +628,15 @@ def trained():
     """The numbers of C.2, C.3 and G.2 that were trained for the write-up."""
     found, history, runs = {}, read_table(HISTORY), read_table(RUNS)
     for name, record in (('Five', history[4]), ('All', history[-1])):
-        for part in ('train', 'val'):
-            found |= {f'Curve{part.capitalize()}Loss{name}': [float(record[f'{part}_loss']), LOSS],
-                      f'Curve{part.capitalize()}Accuracy{name}': [float(record[f'{part}_accuracy']), SHARE]}
-    best = max(history, key=lambda record: float(record['val_accuracy']))
-    found |= {'CurveBestEpoch': [int(best['epoch']), 'd'],
-              'CurveBestAccuracy': [float(best['val_accuracy']), SHARE]}
+        found |= {f'CurveLoss{name}': [float(record['val_loss']), LOSS],
+                  f'CurveAccuracy{name}': [float(record['val_accuracy']), SHARE]}
 
     def column(name, measure, factor=1):
         return [factor * float(run[measure]) for run in runs if run['run'] == name]
 
     def gain(name, first):
         """In points, seed by seed."""
-        return [a - b for a, b in zip(column(name, 'val_accuracy', 100), column(first, 'val_accuracy', 100))]
+        return [a - b for a, b in zip(*(column(run, 'val_accuracy', 100) for run in (name, first)))]
 
     def cells(name):
         return [[column(name, 'val_loss'), '.3f'], [column(name, 'val_accuracy', 100), '.1f']]
@@ -672,7 +648,7 @@ def trained():
                         ('no input to \\texttt{finalconv}', 'UNet without finalconv'),
                         ('none at all', 'UNet without all')):
         cut = name.removeprefix('UNet without ').replace('all', 'All').replace('UNet', 'None')
-        cut = cap(cut) if cut in SKIPS else cut
+        cut = LETTERS.get(cut, cut)
         table.append([label, *cells(name), [gain(name, 'UNet'), '+.1f'] if cut != 'None' else '', cut])
         if cut != 'None':
             found[f'TrainedCut{cut}'] = [gain(name, 'UNet'), '+.1f']
@@ -690,8 +666,8 @@ def trained():
 def tables_of_part_f():
     """The tables of experiments.py, as LaTeX."""
     runs, found = read_table(experiments.RUNS), {}
-    for name, title in zip(('TableAugmentShort', 'TableAugmentLong', 'TableTuning', 'TablePrior'), experiments.TABLES):
-        first, rows, _ = experiments.TABLES[title]
+    names = 'TableAugmentShort', 'TableAugmentLong', 'TableTuning', 'TablePrior'
+    for name, (first, rows, _) in zip(names, experiments.TABLES.values(), strict=True):
         lines = experiments.table(first, rows, runs).splitlines()[2:]
         cells = [line.strip('|').split('|')[:-1] for line in lines]  # less the training loss
         found[name] = [[as_latex(cell.strip()) for cell in row] for row in cells]
@@ -724,11 +700,11 @@ def all_numbers():
     for row in found['TableCuts']:
         cut = row.pop()
         row.append(found['AccuracyUNet' if cut == 'None' else f'CutAccuracy{cut}'])
-    course = json.loads((RESULTS / 'course.json').read_text())
-    found['TableCourse'] = [
-        [name, *([course[name][what], form] for what, form in (('loss', '.4f'), ('accuracy', SHARE))),
-         found[f'Loss{name}'], found[f'Accuracy{name}'],
-         found.get(f'PriorLoss{name}', '---'), found.get(f'PriorAccuracy{name}', '---')] for name in MODELS]
+    course = json.loads(COURSE.read_text())
+    found['TableCourse'] = [[name, [course[name]['loss'], LOSS], [course[name]['accuracy'], SHARE],
+                             found[f'Loss{name}'], found[f'Accuracy{name}'],
+                             found.get(f'PriorLoss{name}', '---'),
+                             found.get(f'PriorAccuracy{name}', '---')] for name in MODELS]
     found['CourseErrorRegression'] = [course['RegressionCNN']['mean_squared_error'], ERROR]
     return found | tables_of_part_f()
 
@@ -763,9 +739,10 @@ def typeset():
             try:
                 done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, errors='replace')
             except FileNotFoundError as e:
-                raise InputError('pdflatex is missing: install LaTeX as the README says, or give --no-pdf') from e
+                raise InputError('pdflatex is missing: install it as the README says, or give --no-pdf') from e
             if done.returncode:
-                raise InputError(f'pdflatex: {" ".join(re.findall("^!.*|^l[.].*", done.stdout, re.MULTILINE))}')
+                complaints = re.findall(r'^! .*|^l\.\d+.*', done.stdout, re.MULTILINE)
+                raise InputError(f'pdflatex: {" ".join(complaints)}')
         with whole_file(PDF) as file:
             file.write((Path(folder) / 'a2-writeup.pdf').read_bytes())
 
@@ -773,7 +750,8 @@ def typeset():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', default='data', help='where CIFAR-10 is (default: data)')
-    parser.add_argument('--only', choices=['macros'], help='do not measure: only make the macros and the PDF')
+    parser.add_argument('--only', choices=['macros'],
+                        help='do not measure: make the macros and the PDF from the result files')
     parser.add_argument('--no-pdf', action='store_true', help='do without LaTeX')
     args = parser.parse_args()
     if args.data == 'sample':

@@ -68,7 +68,8 @@ def test_every_macro_of_the_text_is_a_number_and_every_figure_is_there():
 
 @pytest.mark.skipif(not shutil.which('pdftotext'), reason='pdftotext is not installed')
 def test_pdf_says_the_numbers():
-    text = subprocess.run(['pdftotext', '-layout', writeup.PDF, '-'], capture_output=True, text=True).stdout
+    text = subprocess.run(['pdftotext', '-layout', writeup.PDF, '-'], capture_output=True, text=True,
+                          check=True).stdout
     used = set(re.findall(r'\\([A-Z]\w+)', prose()))
     values = {name: writeup.printed(value) for name, value in writeup.all_numbers().items()
               if name in used and not name.startswith('Table')}
@@ -79,8 +80,8 @@ def test_pdf_says_the_numbers():
 
 
 @pytest.mark.parametrize('value, form, text', [
-    (0.6034, '.1%', r'60.3\,\%'), (75156, ',d', '75,156'), (-0.25, '+.1f', '$-$0.2'), (1e-14, '.0e', r'$1\cdot10^{-14}$'),
-    ([1.0, 2.0, 3.0], '+.1f', r'$+$2.0\,$\pm$\,1.0')])
+    (0.6034, '.1%', r'60.3\,\%'), (75156, ',d', '75,156'), (-0.25, '+.1f', '$-$0.2'),
+    (1e-14, '.0e', r'$1\cdot10^{-14}$'), ([1.0, 2.0, 3.0], '+.1f', r'$+$2.0\,$\pm$\,1.0')])
 def test_numbers_are_printed_as_latex(value, form, text):
     assert writeup.printed([value, form]) == text
 
@@ -112,8 +113,8 @@ def test_missing_latex_is_said_in_one_line_and_leaves_the_pdf(monkeypatch):
 
 # Published: http://www.brucelindbloom.com, sRGB and D65.
 @pytest.mark.parametrize('rgb, lab', [
-    ((255, 255, 255), (100, 0, 0)), ((255, 0, 0), (53.24, 80.09, 67.20)), ((0, 255, 0), (87.73, -86.18, 83.18)),
-    ((0, 0, 255), (32.30, 79.19, -107.86)), ((0, 0, 0), (0, 0, 0))])
+    ((255, 255, 255), (100, 0, 0)), ((255, 0, 0), (53.24, 80.09, 67.20)),
+    ((0, 255, 0), (87.73, -86.18, 83.18)), ((0, 0, 255), (32.30, 79.19, -107.86)), ((0, 0, 0), (0, 0, 0))])
 def test_cielab_has_the_published_values(rgb, lab):
     assert writeup.rgb_to_lab(np.array(rgb) / 255) == pytest.approx(lab, abs=0.01)
 
@@ -151,6 +152,7 @@ def test_numbers_are_measured_again(cifar10):
     horses = writeup.test_horses(cifar10)
     committed = json.loads(writeup.MEASURED.read_text())
     for section in (writeup.describe_regression, writeup.judge_networks, writeup.compare_edges):
+        before = committed[section.__name__]
         for name, value in section(horses).items():
             if not name.startswith('Table'):
-                assert value[0] == pytest.approx(committed[section.__name__][name][0], rel=0.01, abs=1e-6), name
+                assert value[0] == pytest.approx(before[name][0], rel=0.01, abs=1e-6), name
