@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from types import SimpleNamespace
 
 import numpy as np
@@ -165,8 +165,9 @@ def test_horses(data):
     """The 1,000 test horses, and what the networks make of them, as every section takes them.
 
     Returns:
-        rgb, grey: arrays [N, C, H, W]; x, cats: tensors, what the networks see and should choose;
-        networks, scores and pictures: by name; counts: `colour_counts` of the training horses.
+        data: where CIFAR-10 is; rgb, grey: arrays [N, C, H, W]; x, cats: tensors, what the networks
+        see and should choose; networks, scores and pictures: by name; counts: `colour_counts` of the
+        training horses.
     """
     train_pictures, test_pictures = load_cifar10(data)
     rgb, grey = process(*test_pictures)
@@ -177,7 +178,7 @@ def test_horses(data):
     pictures = {name: s.clamp(0, 1).numpy() if name == 'Regression' else scores_to_rgb(s, COLOURS)
                 for name, s in scores.items()}
     return SimpleNamespace(
-        rgb=rgb, grey=grey, x=x, cats=torch.from_numpy(get_rgb_cat(rgb, COLOURS)),
+        data=data, rgb=rgb, grey=grey, x=x, cats=torch.from_numpy(get_rgb_cat(rgb, COLOURS)),
         networks=networks, scores=scores, pictures=pictures,
         counts=colour_counts(torch.from_numpy(train_grey),
                              torch.from_numpy(get_rgb_cat(train_rgb, COLOURS)), len(COLOURS)))
@@ -394,9 +395,9 @@ def cut_at_evaluation(h):
 GRADIENT_STEPS = 100
 
 
-def follow_gradients(data):
+def follow_gradients(h):
     """C.3: the gradient of the first filters in the course's training, with and without skips."""
-    grey, cats = (part[:16 * GRADIENT_STEPS] for part in training_pictures(data)[0])
+    grey, cats = (part[:16 * GRADIENT_STEPS] for part in training_pictures(h.data)[0])
     norms = {}
     for name, cuts in (('With', ()), ('Without', SKIPS)):
         norms[name] = []
@@ -606,26 +607,26 @@ def go_beyond(h):
 # ---------------------------------------------------------------------------
 
 SECTIONS = [describe_regression, judge_networks, compare_distances, desaturate, compare_edges,
-            cut_at_evaluation, measure_filters, measure_receptive_fields, check_dilation,
-            compare_activations, go_beyond]
+            cut_at_evaluation, follow_gradients, measure_filters, measure_receptive_fields,
+            check_dilation, compare_activations, go_beyond]
 
 
 def measure(data):
     """Measure everything that needs no training; writes writeup.json and the figures."""
     h = test_horses(data)
     results = {'weights': checksums_of_weights()}
-    for section in [*SECTIONS, follow_gradients]:
+    for section in SECTIONS:
         what = section.__doc__.splitlines()[0]
         print(what, flush=True)
-        results[section.__name__] = {'what': what} | section(data if section is follow_gradients else h)
+        results[section.__name__] = {'what': what} | section(h)
     draw_networks(h)
     draw_curves()
     with whole_file(MEASURED) as file:
         file.write(json.dumps(results, indent=1, default=float).encode() + b'\n')
 
 
-def trained():
-    """The numbers of C.2, C.3 and G.2 that were trained for the write-up."""
+def trained(measured):
+    """The numbers of C.2, C.3 and G.2 that were trained for the write-up, beside those measured."""
     found, history, runs = {}, read_table(HISTORY), read_table(RUNS)
     for name, record in (('Five', history[4]), ('All', history[-1])):
         found |= {f'CurveLoss{name}': [float(record['val_loss']), LOSS],
@@ -641,17 +642,13 @@ def trained():
     def cells(name):
         return [[column(name, 'val_loss'), '.3f'], [column(name, 'val_accuracy', 100), '.1f']]
 
-    table = []
-    for label, name in (('all skip connections', 'UNet'),
-                        ('no \\texttt{downconv2} to \\texttt{upconv1}', 'UNet without upconv1'),
-                        ('no \\texttt{downconv1} to \\texttt{upconv2}', 'UNet without upconv2'),
-                        ('no input to \\texttt{finalconv}', 'UNet without finalconv'),
-                        ('none at all', 'UNet without all')):
-        cut = name.removeprefix('UNet without ').replace('all', 'All').replace('UNet', 'None')
-        cut = LETTERS.get(cut, cut)
-        table.append([label, *cells(name), [gain(name, 'UNet'), '+.1f'] if cut != 'None' else '', cut])
-        if cut != 'None':
-            found[f'TrainedCut{cut}'] = [gain(name, 'UNet'), '+.1f']
+    table = [['all skip connections', *cells('UNet'), '', measured['AccuracyUNet']]]
+    for stage, label in (('upconv1', 'no \\texttt{downconv2} to \\texttt{upconv1}'),
+                         ('upconv2', 'no \\texttt{downconv1} to \\texttt{upconv2}'),
+                         ('finalconv', 'no input to \\texttt{finalconv}'), ('all', 'none at all')):
+        name, cut = f'UNet without {stage}', LETTERS.get(stage, 'All')
+        found[f'TrainedCut{cut}'] = [gain(name, 'UNet'), '+.1f']
+        table.append([label, *cells(name), found[f'TrainedCut{cut}'], measured[f'CutAccuracy{cut}']])
     found['TableCuts'] = table
 
     table = []
@@ -694,12 +691,9 @@ def all_numbers():
     """Every number and table of the result files, by the name of its macro."""
     sections = json.loads(MEASURED.read_text())
     del sections['weights']
-    found = trained()
-    for section in sections.values():
-        found |= {name: value for name, value in section.items() if name != 'what'}
-    for row in found['TableCuts']:
-        cut = row.pop()
-        row.append(found['AccuracyUNet' if cut == 'None' else f'CutAccuracy{cut}'])
+    found = {name: value for section in sections.values() for name, value in section.items()
+             if name != 'what'}
+    found |= trained(found)
     course = json.loads(COURSE.read_text())
     found['TableCourse'] = [[name, [course[name]['loss'], LOSS], [course[name]['accuracy'], SHARE],
                              found[f'Loss{name}'], found[f'Accuracy{name}'],
