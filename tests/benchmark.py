@@ -39,6 +39,12 @@ from load_data import ARCHIVE  # noqa: E402
 
 COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
 FLOP = 112e6  # of a training step of the UNet, a picture
+# Run a command and print its peak memory in kB: a process starts with that of the one that starts it,
+# which therefore has to be a small one.
+MEASURE = '''import resource, subprocess, sys
+status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+sys.exit(status)'''
 
 
 # ---------------------------------------------------------------------------
@@ -226,12 +232,10 @@ def command(args):
         for _ in range(args.command_rounds):
             for words, its_times, its_peaks in zip(commands, times, peaks):
                 start = time.perf_counter()
-                process = subprocess.Popen(words, cwd=folder, stdout=subprocess.DEVNULL)
-                _, process.returncode, usage = os.wait4(process.pid, 0)
-                if process.returncode:
-                    sys.exit(f'error: {words} failed')
+                done = subprocess.run([sys.executable, '-c', MEASURE, *words], cwd=folder, text=True,
+                                      stdout=subprocess.PIPE, check=True)
                 its_times.append(time.perf_counter() - start)
-                its_peaks.append(usage.ru_maxrss / 1024)
+                its_peaks.append(int(done.stdout) / 1024)
     print_ratio('whole command, UNet, -b 10 -e 5', [a / b for a, b in zip(*times)],
                 *map(statistics.median, times))
     print(f'    peak memory {max(peaks[0]):.0f} MB and {max(peaks[1]):.0f} MB')

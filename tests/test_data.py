@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 import load_data
-from conftest import ROOT
+from conftest import ROOT, obey_ctrl_c
 from load_data import InputError, fetch, load_cifar10, read_batch, safe_unpickle
 
 NAMES = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch']
@@ -613,7 +613,8 @@ def program(constants):
         lines = (f'import runpy, sys; sys.path.insert(0, {str(ROOT)!r}); import load_data\n'
                  f'vars(load_data).update({constants(*paths)})\n' + lines)
         processes.append(subprocess.Popen([sys.executable, '-c', lines, *map(str, arguments)], cwd=cwd,
-                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                          preexec_fn=obey_ctrl_c))
         return processes[-1]
     yield program
     for process in processes:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from colourization import CNN, HERE, MOVES, DUNet, UNet, AverageOfWeights, load_model
+from conftest import obey_ctrl_c
 from load_data import InputError
 from test_colourization import training
 
@@ -142,30 +143,30 @@ def test_checkpoint_loads_whenever_a_run_is_killed(tmp_path):
 
 def test_killed_script_is_resumed(tmp_path):
     """With SIGKILL and with Ctrl-C, which says how to go on; the same weights as without."""
-    words = [sys.executable, HERE / 'colourization.py', '-m', 'CNN', '--data', 'sample', '-f', '4', '-e', '4',
+    words = [sys.executable, HERE / 'colourization.py', '-m', 'CNN', '--data', 'sample', '-f', '4', '-e', '6',
              '-b', '50', '--prior', '20', '--augment', 'flip_lr']
 
     def start(folder, *flags):
         (tmp_path / folder).mkdir(exist_ok=True)
         return subprocess.Popen([*words, *flags], cwd=tmp_path / folder, text=True, stdout=subprocess.PIPE,
-                                stderr=subprocess.PIPE)
+                                stderr=subprocess.PIPE, preexec_fn=obey_ctrl_c)
 
-    _, errors = start('whole').communicate(timeout=100)
-    assert errors == ''
-    for number, how in ((2, signal.SIGKILL), (3, signal.SIGINT)):
-        process = start('parts', *['--resume'] * (how == signal.SIGINT))
-        while not re.search(fr'Epoch .{number}/4., Val Loss', line := process.stdout.readline()):
+    def end_in_epoch(number, how, *flags):
+        process = start('parts', *flags)
+        while f'[{number}/6], Loss' not in (line := process.stdout.readline()):
             assert line
-        while not 'Epoch' in process.stdout.readline():  # the next one: the state is saved
-            assert process.poll() is None
         process.send_signal(how)
-        _, errors = process.communicate(timeout=100)
-        if how == signal.SIGINT and process.returncode == 130:
-            assert re.fullmatch(r'interrupted: .*cnn_prior_k3_f4.pkl; --resume goes on after epoch 3\n', errors)
+        return process.communicate(timeout=100)[1]
+
+    assert start('whole').communicate(timeout=100)[1] == ''
+    end_in_epoch(3, signal.SIGKILL)
+    errors = end_in_epoch(5, signal.SIGINT, '--resume')
+    assert re.fullmatch(r'interrupted: .*cnn_prior_k3_f4.pkl; --resume goes on after epoch [45]\n', errors)
     output, errors = start('parts', '--resume').communicate(timeout=100)
-    assert errors == '' and output.startswith('Epoch [4/4]')
+    assert errors == '' and re.match(r'Epoch \[[56]/6\], Loss', output)
     name = 'outputs/cnn_prior_k3_f4.pkl'
     whole, parts = (torch.load(tmp_path / folder / name, weights_only=True) for folder in ('whole', 'parts'))
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
-    assert sorted(path.name for path in (tmp_path / 'parts/outputs').iterdir() if path.name[0] != '.') == \
-           sorted(path.name for path in (tmp_path / 'whole/outputs').iterdir())
+    whole, parts = ({path.name for path in (tmp_path / folder / 'outputs').iterdir() if path.name[0] != '.'}
+                    for folder in ('whole', 'parts'))
+    assert whole == parts

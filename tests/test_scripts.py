@@ -16,7 +16,7 @@ from matplotlib.image import imread
 import colourization
 from colour_regression import RegressionCNN
 from colourization import run
-from conftest import ROOT
+from conftest import ROOT, obey_ctrl_c
 from load_data import load_cifar10
 
 EPOCH_LINES = [r'Epoch \[{e}/2\], Loss: \d+\.\d{{4}}, Time \(s\): \d+',
@@ -461,13 +461,14 @@ def test_ctrl_c_saves_what_was_trained(tmp_path):
     process = subprocess.Popen(
         [sys.executable, ROOT / 'colourization.py', '-m', 'CNN', '--data', 'sample', '-f', '4',
          '-e', '1000', '--checkpoint', 'cnn.pkl'],
-        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    while 'Val Loss' not in process.stdout.readline():
+        cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, preexec_fn=obey_ctrl_c)
+    while '[2/1000], Loss' not in process.stdout.readline():
         assert process.poll() is None
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert stderr == 'interrupted: the weights so far are in cnn.pkl\n'
+    assert re.fullmatch('interrupted: the weights so far are in cnn.pkl; --resume goes on after epoch [12]\n',
+                        stderr)
     assert torch.load(tmp_path / 'cnn.pkl', weights_only=True)
 
 
