@@ -191,7 +191,8 @@ def main():
             runs.append(finished.result())
             write_runs(runs)
             print(f'[{i}/{len(todo)}]', *list(runs[-1].values())[:2], runs[-1]['val_accuracy'], flush=True)
-    PAGE.write_text(page(runs))
+    with whole_file(PAGE) as file:
+        file.write(page(runs).encode())
 
 
 if __name__ == '__main__':
