@@ -1343,15 +1343,19 @@ def run_network(args, model, objective, colours, file_name):
     train_pictures, valid_pictures = load_cifar10(args.data)
     if args.hold_out:
         train_pictures, valid_pictures = hold_out(train_pictures, args.hold_out, args.category)
-    train_set = grey_and_target(*process(*train_pictures, category=args.category))
+    classes = 'classes' in args.augment and not args.valid
+    train_rgb, train_grey = process(*train_pictures, category=args.category)
+    all_pictures = process(*train_pictures, category=None) if classes else ()
+    rgb, grey = process(*valid_pictures, category=args.category)
+    del train_pictures, valid_pictures  # all ten classes, which are large
+    train_set = grey_and_target(train_rgb, train_grey)
+    del train_rgb, train_grey
+    valid_set = grey_and_target(rgb, grey)
     counts = None if colours is None else colour_counts(*train_set, len(colours))
     if args.prior and not args.valid:
         add_prior(model, log_frequencies(counts, args.prior))
-    if 'classes' in args.augment and not args.valid:
-        train_set = grey_and_target(*process(*train_pictures, category=None))
-    rgb, grey = process(*valid_pictures, category=args.category)
-    valid_set = grey_and_target(rgb, grey)
-    del train_pictures, valid_pictures  # all ten classes, which are large
+    if classes:
+        train_set = grey_and_target(*all_pictures)
 
     def draw(metrics, suffix=''):
         prediction = colour(valid_set[0][:SHOWN])
