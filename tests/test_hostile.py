@@ -470,7 +470,7 @@ CNN_WEIGHTS = 'weights/cnn_k3_f32.pkl'
     (f'-m CNN --valid --checkpoint {CNN_WEIGHTS} --outdir /proc', 1, '/proc'),
     ("-m CNN --checkpoint ''", 1, 'folder'), ('-m CNN --checkpoint folder', 1, 'folder'),
     ('-m CNN --checkpoint /dev/null', 1, '/dev/null'), ('-m CNN --checkpoint fifo', 1, 'fifo'),
-    ('-m CNN --checkpoint /proc/w.pkl', 1, '/proc/w.pkl'), (f'-m CNN --checkpoint {250 * "x"}', 1, 'long'),
+    ('-m CNN --checkpoint /proc/w.pkl', 1, '/proc/w.pkl'), (f'-m CNN --checkpoint {255 * "x"}', 1, 'long'),
     *((f'-m CNN --checkpoint {name}', 1, f'{name} is no checkpoint')
       for name in ('c.npy', 'a.png', 'text')),
     ('-m CNN --outdir loop', 1, 'loop'), ('-m CNN --outdir /proc', 1, '/proc'),
