@@ -694,10 +694,11 @@ def psnr(mean_squared_error):
 
 def average(results):
     """Means over all pictures of (number of pictures, metrics) pairs, as plain floats."""
-    results = list(results)
-    total = sum(n for n, _ in results)
-    return {name: (sum(n * metrics[name] for n, metrics in results) / total).item()
-            for name in results[0][1]}
+    count, totals = 0, {}
+    for n, metrics in results:  # kept one by one, they would break up the free memory
+        count += n
+        totals = {name: totals.get(name, 0) + n * value for name, value in metrics.items()}
+    return {name: (total / count).item() for name, total in totals.items()}
 
 
 def train_epoch(model, optimizer, objective, loader, after_step, bfloat16=False):
@@ -711,17 +712,19 @@ def train_epoch(model, optimizer, objective, loader, after_step, bfloat16=False)
         bfloat16: whether the network multiplies in bfloat16; weights and losses stay float32.
     """
     model.train()
-    results = []
-    for x, y in loader:
-        with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
-            outputs = model(x)
-        metrics = objective(outputs.float(), y)
-        optimizer.zero_grad()
-        metrics['loss'].backward()
-        optimizer.step()
-        after_step()
-        results.append((len(x), {name: value.detach() for name, value in metrics.items()}))
-    return average(results)
+
+    def steps():
+        for x, y in loader:
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=bfloat16):
+                outputs = model(x)
+            metrics = objective(outputs.float(), y)
+            optimizer.zero_grad()
+            metrics['loss'].backward()
+            optimizer.step()
+            after_step()
+            yield len(x), {name: value.detach() for name, value in metrics.items()}
+
+    return average(steps())
 
 
 class AverageOfWeights:
