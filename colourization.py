@@ -587,6 +587,13 @@ def save_tensors(state, path):
         file.write(content.getbuffer())
 
 
+def load_tensors(file):
+    """What `save_tensors` wrote, on the CPU; another file raises nearly anything."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the error says it all
+        return torch.load(file, map_location='cpu', weights_only=True)
+
+
 def read_checkpoint(path):
     """Read a state dict.
 
@@ -597,10 +604,9 @@ def read_checkpoint(path):
     Raises:
         InputError: the file is no state dict of this assignment.
     """
-    with open(path, 'rb') as file, warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the error says it all
+    with open(path, 'rb') as file:
         try:
-            state = torch.load(file, map_location='cpu', weights_only=True)
+            state = load_tensors(file)
             # A hostile file can hide methods behind attributes: `items`, and those that `detach` sheds.
             weights = {name: torch.detach(state[name]) for name in state
                        if not name.endswith('num_batches_tracked')}
@@ -888,7 +894,7 @@ def resume(run, generator, path, args):
         raise InputError(f'{path} is missing, so there is no interrupted run: leave out --resume')
     with open(path, 'rb') as file:
         try:
-            state = torch.load(file, map_location='cpu', weights_only=True)
+            state = load_tensors(file)
             for name, value in settings(args).items():
                 if state['settings'][name] != value:
                     raise ValueError(f'the interrupted run had another {name}'

@@ -7,6 +7,7 @@ import struct
 from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -16,8 +17,8 @@ from scipy.ndimage import affine_transform
 
 import colourization
 from colour_regression import RegressionCNN
-from colourization import (CNN, DUNet, MOVES, NUM_LEVELS, UNet, AverageOfWeights, add_prior, augment,
-                           baselines, batches, classification, colour_counts, colourfulness,
+from colourization import (CNN, DUNet, MOVES, NUM_LEVELS, UNet, AverageOfWeights, MyConv2d, add_prior, augment,
+                           average, baselines, batches, classification, colour_counts, colourfulness,
                            draw_pictures, get_cat_rgb, get_rgb_cat, grey_levels, hold_out,
                            kmeans_colours, load_colours, load_model, log_frequencies, mosaic,
                            parse_args, process, psnr, put_grey_back,
@@ -597,6 +598,32 @@ def test_training_step_equals_one_written_by_hand():
     assert len(steps) == 6
     for a, b in zip(ours.state_dict().values(), reference.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_metrics_are_averaged_over_the_pictures_and_not_kept():
+    alive = []
+
+    def results():
+        for n in (4, 4, 2):
+            assert sum(metric() is not None for metric in alive) <= 1  # the last one may still have a name
+            loss = torch.tensor(float(n))
+            alive.append(ref(loss))
+            yield n, {'loss': loss}
+
+    assert average(results()) == {'loss': pytest.approx(3.6)}
+
+
+@pytest.mark.parametrize('bfloat16', [False, True])
+def test_every_convolution_of_the_unet_gets_the_fast_memory_format(bfloat16):
+    model = UNet(3, 4, 5).to(memory_format=torch.channels_last)
+    formats = []
+    for layer in model.modules():
+        if isinstance(layer, MyConv2d):
+            layer.register_forward_pre_hook(lambda layer, inputs: formats.append(
+                inputs[0].is_contiguous(memory_format=torch.channels_last)))
+    with torch.autocast('cpu', torch.bfloat16, enabled=bfloat16):
+        model(torch.rand(2, 1, 8, 8))
+    assert formats == [True] * 6
 
 
 def test_average_of_weights_has_the_closed_form_of_polynomial_decay():
