@@ -58,10 +58,12 @@ def main():
     parser.add_argument('index', type=number(int, 0), nargs='*', default=[0, 1, 2],
                         help='numbers of validation pictures (default: 0 1 2)')
     parser.add_argument('-m', '--model', choices=MODELS, default='CNN', help='default: %(default)s')
-    parser.add_argument('-c', '--colours', metavar='FILE', help='default: as many as the checkpoint has')
+    parser.add_argument('-c', '--colours', metavar='FILE',
+                        help='the colours (default: those of the checkpoint, or the shipped ones)')
     args = parser.parse_args()
     if not args.checkpoint:
         parser.error('name a trained network with --checkpoint FILE')
+    args.prior = 0  # or what the checkpoint has
     model, colours = load_trained(args)
 
     rgb, grey = process(*load_cifar10(args.data)[1], category=args.category)
@@ -72,16 +74,16 @@ def main():
     scores, maps = record_activations(model, torch.from_numpy(grey))
     predictions = scores_to_rgb(scores, colours)
 
-    folders = [args.outdir / f'act_{args.model}_{index}' for index in args.index]
+    folders = [args.outdir / f'act_{args.name}_{index}' for index in args.index]
     for i, index in enumerate(tqdm(args.index, 'drawing', leave=False, disable=None)):
         panels = activation_panels(grey[i], rgb[i], predictions[i],
                                    {stage: maps[stage][i] for stage in STAGES})
         source = f'picture {index}, {data_name(args)}'
         for name, panel in panels.items():
             draw_pictures([panel], folders[i] / f'filter_{name}_{index}.png',
-                          f'{args.model}, {source}', width=5)
+                          f'{args.name}, {source}', width=5)
         draw_pictures(list(panels.values()), folders[i] / f'overview_{index}.png',
-                      f'{args.model} from grey to colour: {source}', columns=4)
+                      f'{args.name} from grey to colour: {source}', columns=4)
     for folder in folders:
         say(args, f'Wrote {folder}')
 

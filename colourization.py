@@ -68,12 +68,12 @@ def kmeans_colours(xs, num_colours, seed=0):
     """
     from sklearn.cluster import KMeans
 
+    seeds = tqdm(range(seed, seed + KMEANS_RESTARTS), 'k-means', leave=False, disable=None)
     # Most pixels share their colour with others: a third of them, weighted, has the same optimum.
-    pixels, counts = np.unique(to_pixels(xs), axis=0, return_counts=True)
+    pixels, counts = np.unique(np.moveaxis(xs, 1, -1).reshape(-1, 3), axis=0, return_counts=True)
     if len(pixels) < num_colours:
         raise InputError(f'the pictures have {len(pixels)} colours, fewer than {num_colours}')
-    runs = [KMeans(num_colours, n_init=1, random_state=seed + i).fit(pixels, sample_weight=counts)
-            for i in tqdm(range(KMEANS_RESTARTS), 'k-means', leave=False, disable=None)]
+    runs = [KMeans(num_colours, n_init=1, random_state=i).fit(pixels, sample_weight=counts) for i in seeds]
     colours = min(runs, key=lambda run: run.inertia_).cluster_centers_
     return colours[colours.sum(axis=1).argsort()].astype(np.float32)
 
@@ -83,9 +83,9 @@ def get_rgb_cat(xs, colours):
     # |x - c|^2 = |x|^2 - 2 x c + |c|^2, whose first term is the same for all colours; in double
     # precision, since what is left are small differences.
     centres = torch.from_numpy(colours).double()
-    factors = torch.cat([-2 * centres.T, centres.square().sum(dim=1, keepdim=True).T])
+    factors = torch.cat([-2 * centres.T, centres.square().sum(dim=1)[None]])
     cats = []
-    for part in torch.from_numpy(xs).split(32):  # about as many as a processor's cache holds
+    for part in torch.from_numpy(np.ascontiguousarray(xs)).split(32):  # about as many as a processor's cache holds
         pixels = part.new_ones(len(part), *xs.shape[2:], 4, dtype=torch.float64)
         pixels[..., :3] = part.movedim(1, -1)
         cats.append((pixels.flatten(0, 2) @ factors).min(dim=1).indices)  # argmin is slower
@@ -109,11 +109,6 @@ def scores_to_rgb(scores, colours, temperature=0.0):
         return get_cat_rgb(scores.argmax(dim=1, keepdim=True).numpy(), colours)
     weights = (scores / temperature).softmax(dim=1)
     return torch.einsum('nkhw, kc -> nchw', weights, torch.from_numpy(colours)).numpy()
-
-
-def to_pixels(xs):
-    """Pictures [N, 3, H, W] -> their pixels [N * H * W, 3]."""
-    return np.moveaxis(xs, 1, -1).reshape(-1, 3)
 
 
 def load_colours(path):
@@ -249,9 +244,9 @@ def batches(tensors, batch_size, generator=None, augmentations=()):
 def augment(tensors, moves, generator):
     """Mirror, shift and zoom each picture of a batch at random (handout, question F.1, a to d).
 
-    Every second picture is mirrored. A third is shifted one pixel, a third the other way. Zooming
-    takes the nearest pixels, about a point that lies up to an eighth of the picture off its middle.
-    What is then missing at the edge is reflected.
+    Half of them are mirrored; a third is shifted one pixel, a third the other way. Zooming scales a
+    picture about its middle, shifts it by up to an eighth, and takes the nearest pixels. What is then
+    missing at the edge is reflected.
 
     Args:
         tensors: tensors [N, C, H, W] of the same pictures, which move together.
@@ -446,7 +441,7 @@ class UNet(nn.Module):
         middle = self.rfconv(down2)
         up1 = self.upconv1(torch.cat([middle, down2], dim=1))
         up2 = self.upconv2(torch.cat([up1, down1], dim=1))
-        x = x.to(up2.dtype, memory_format=torch.channels_last, copy=True)  # both as up2 has it, for speed
+        x = x.to(up2.dtype, memory_format=torch.channels_last, copy=True)  # as up2, for speed
         return self.finalconv(torch.cat([up2, x], dim=1))
 
 
@@ -765,8 +760,9 @@ class AverageOfWeights:
 def run_validation_step(model, objective, grey, target, batch_size=100):
     """The means of the metrics over the validation pictures, in eval mode."""
     model.eval()
-    return average((len(x), objective(model(x), y))
-                   for x, y in batches((grey, target), batch_size))
+    loader = tqdm(batches((grey, target), batch_size), 'validating', math.ceil(len(grey) / batch_size),
+                  leave=False, disable=None, delay=1)
+    return average((len(x), objective(model(x), y)) for x, y in loader)
 
 
 def baselines(counts, grey, cats):
@@ -838,6 +834,7 @@ def train(model, objective, train_set, valid_set, args, draw):
            'scheduler': scheduler}
     state_file = args.checkpoint.with_name(args.checkpoint.name + '.resume')
     history = resume(run, generator, state_file, args) if args.resume else []
+    resumable = len(history)
     start = time.time() - (history[-1]['seconds'] if history else 0)
     try:
         for epoch in range(len(history) + 1, args.epochs + 1):
@@ -858,13 +855,14 @@ def train(model, objective, train_set, valid_set, args, draw):
                            | {f'val_{name}': value for name, value in valid.items()})
             if epoch < args.epochs:
                 save_state(run, generator, history, state_file, args)
+                resumable = epoch
             if args.plot:
                 draw(valid, f'_epoch{epoch:02d}')
     except (KeyboardInterrupt, BrokenPipeError):  # the latter where `| head` has seen enough
         if weights.step and all(mean.isfinite().all() for mean in weights.means):
             save_checkpoint(model, args.checkpoint, args.colours)
             print(f'interrupted: the weights so far are in {args.checkpoint}'
-                  + f'; --resume goes on after epoch {len(history)}' * bool(history), file=sys.stderr)
+                  + f'; --resume goes on after epoch {resumable}' * bool(resumable), file=sys.stderr)
         raise
     finally:
         if history:
@@ -891,7 +889,8 @@ def save_state(run, generator, history, path, args):
 def resume(run, generator, path, args):
     """Bring a run into the state that `save_state` saved; returns the history of its epochs."""
     if not path.exists():
-        raise InputError(f'{path} is missing, so there is no interrupted run: leave out --resume')
+        raise InputError(f'{path} is missing, so the run was not interrupted, or is finished: without '
+                         '--resume it begins anew')
     with open(path, 'rb') as file:
         try:
             state = load_tensors(file)
@@ -902,7 +901,10 @@ def resume(run, generator, path, args):
             for name, part in run.items():
                 part.load_state_dict(state[name])
             generator.set_state(state['generator'])
-            return list(state['history'])
+            history = list(state['history'])
+            if len(history) >= args.epochs or not all('seconds' in record for record in history):
+                raise ValueError('its history is damaged')
+            return history
         except Exception as e:  # a broken or hostile file can raise nearly anything
             raise InputError(f'{path}: cannot be resumed ({one_line(e)[:100]}); give the same flags as '
                              'before, or leave out --resume') from e
@@ -931,7 +933,8 @@ def save_history(history, args):
         axes.set(xlabel='epoch', xlim=(0.5, len(epochs) + 0.5), title=measure)
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.suptitle(f'{args.name}, trained on {data_name(args)}')
+    figure.suptitle(f'{args.name}, trained on {data_name(args)}'
+                    + ' and the other classes' * ('classes' in args.augment))
     with whole_file(args.outdir / f'training_curve_{args.name}.png') as file:
         figure.savefig(file, dpi=120)
 
@@ -994,6 +997,8 @@ def read_picture(path):
             warnings.simplefilter('ignore')  # if a file is damaged, the error is enough
             warnings.simplefilter('error', Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                if image.mode == 'F':
+                    raise InputError('numbers with fractions have no agreed white: save it with 8 or 16 bits')
                 if image.format == 'EPS':  # Pillow would hand it to Ghostscript, if there is one
                     raise InputError('PostScript is a program')
                 image = ImageOps.exif_transpose(image)
@@ -1037,10 +1042,11 @@ def colour_files(args, model, colours):
                 raise InputError(f'{result} is a picture to colour itself: choose another --outdir')
             with whole_file(result) as file:
                 Image.fromarray(pixels).save(file, 'PNG')
-            tqdm.write(f'Wrote {result}')
         except (InputError, OSError) as e:
             tqdm.write(complaint(e), file=sys.stderr)
             status = 1
+        else:
+            tqdm.write(f'Wrote {result}')
     sys.exit(status)
 
 
@@ -1312,10 +1318,20 @@ def choose_colours(args, num_colours=None, saved=None):
 
 
 def load_trained(args):
-    """The network in --checkpoint, in eval mode, and its colours [K, 3]."""
+    """The network in --checkpoint, in eval mode, and its colours [K, 3]; notes if it has a prior."""
     args.checkpoint = shipped(args.checkpoint)
     model, saved = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
+    entries = len(getattr(model, 'prior', ()))
+    if args.prior not in (0, entries):
+        raise InputError(f'{args.checkpoint} has a prior of {entries} entries, not {args.prior}: '
+                         'leave out --prior')
+    args.prior = entries
+    args.name = network_name(args)
     return model, choose_colours(args, len(model.finalconv.bias), saved)
+
+
+def network_name(args):
+    return args.model + '_prior' * bool(args.prior)
 
 
 def find_colours(args):
@@ -1353,7 +1369,9 @@ def run_network(args, model, objective, colours, file_name):
     @torch.no_grad()
     def colour(grey):
         model.eval()
-        outputs = (model(x).cpu() for x, in batches([grey], batch_size=100))
+        loader = tqdm(batches([grey], batch_size=100), 'colouring', math.ceil(len(grey) / 100),
+                      leave=False, disable=None, delay=1)
+        outputs = (model(x).cpu() for x, in loader)
         return np.concatenate([x.clamp(0, 1).numpy() if colours is None else
                                scores_to_rgb(x, colours, args.temperature) for x in outputs])
 
@@ -1419,21 +1437,21 @@ def main():
         model, colours = load_trained(args)
         return colour_files(args, model.to(choose_device(args)), colours)
     if args.summary:
-        model = (load_trained(args)[0] if args.checkpoint else
-                 MODELS[args.model](args.kernel or 3, args.num_filters or 32, len(choose_colours(args))))
+        if args.checkpoint:
+            model, _ = load_trained(args)
+        else:
+            num_colours = len(choose_colours(args))
+            model = MODELS[args.model](args.kernel or 3, args.num_filters or 32, num_colours)
+            if args.prior:
+                add_prior(model, torch.zeros(args.prior, num_colours))
         return print(summary_table(model))
     if args.valid:
         model, colours = load_trained(args)
-        entries = len(getattr(model, 'prior', ()))
-        if args.prior not in (0, entries):
-            raise InputError(f'{args.checkpoint} has a prior of {entries} entries, not {args.prior}: '
-                             'leave out --prior')
-        args.prior = entries
     else:
-        prepare_training(args, args.model.lower() + '_prior' * bool(args.prior))
+        args.name = network_name(args)
+        prepare_training(args, args.name.lower())
         args.colours = colours = choose_colours(args)  # they go into the checkpoint
         model = MODELS[args.model](args.kernel, args.num_filters, len(colours))
-    args.name = args.model + '_prior' * bool(args.prior)
     run_network(args, model, classification, colours, f'eval_{args.name}')
 
 
@@ -1446,9 +1464,14 @@ def complaint(error):
 
 def run(main):
     """Run a script; what a user can cause ends in one line and an exit status, not a traceback."""
-    sys.stdout.reconfigure(errors='backslashreplace')  # names that the terminal cannot show
+    if sys.stdout is None:  # closed by whoever called
+        sys.stdout = open(os.devnull, 'w')
     try:
-        main()
+        sys.stdout.reconfigure(errors='backslashreplace')  # names that the terminal cannot show
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # whoever read the output has closed it

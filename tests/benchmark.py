@@ -1,7 +1,7 @@
 """How fast it is, in ratios against what one would write otherwise, measured in turns in one run.
 
     python tests/benchmark.py --data data           # all, a quarter of an hour
-    python tests/benchmark.py --only step           # of the parts: machine, step, dilation, colours, command
+    python tests/benchmark.py --only step           # one part
     python tests/benchmark.py --gpu                 # step and dilation there, and a whole training loop
 
 The reference is the same network from `nn.Conv2d` and `dilation=2`, a `DataLoader` over a
@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import DeviceType
 from torch.utils.data import DataLoader, TensorDataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -138,9 +139,9 @@ def seconds(work, device=None):
 def compare(name, reference, ours, rounds, device=None):
     """Time two pieces of work in turns, print how many times as fast ours is; returns its seconds."""
     pairs = [(seconds(reference, device), seconds(ours, device)) for _ in range(rounds + 1)][1:]  # warm
-    print_ratio(name, [theirs / mine for theirs, mine in pairs],
-                statistics.median(theirs for theirs, _ in pairs), statistics.median(mine for _, mine in pairs))
-    return statistics.median(mine for _, mine in pairs)
+    theirs, mine = map(statistics.median, zip(*pairs))
+    print_ratio(name, [a / b for a, b in pairs], theirs, mine)
+    return mine
 
 
 def print_ratio(name, ratios, theirs, mine):
@@ -222,8 +223,6 @@ def colours(args):
 def command(args):
     """The whole command of the handout, and the reference script: seconds and peak memory."""
     data = str(Path(args.data).resolve())
-    if not (Path(data) / ARCHIVE).exists():
-        sys.exit(f'error: {data} has no {ARCHIVE}: name the folder of the archive with --data')
     flags = ['-b', '10', '-e', '5']
     commands = [[sys.executable, __file__, '--reference', data, *flags],
                 [sys.executable, ROOT / 'colourization.py', '--model', 'UNet', *flags, '--data', data]]
@@ -248,14 +247,16 @@ def gpu_loop(device):
     wall = seconds(lambda: [epoch() for _ in range(25)], device)
     with torch.profiler.profile() as profile:
         seconds(epoch, device)
-    busy = 25e-6 * sum(event.self_device_time_total for event in profile.key_averages())
+    busy = 25e-6 * sum(event.self_device_time_total for event in profile.key_averages()
+                       if event.device_type != DeviceType.CPU and not event.is_user_annotation)
     print(f'25 epochs of the UNet in batches of 100: {wall:.2f} s, of which the GPU works {busy / wall:.0%}')
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', default='data', help='where CIFAR-10 is, for the whole command (default: data)')
-    parser.add_argument('--only', choices=['machine', 'step', 'dilation', 'colours', 'command'], help='one part')
+    parser.add_argument('--only', metavar='PART', choices=['machine', 'step', 'dilation', 'colours', 'command', 'loop'],
+                        help='one of %(choices)s; colours and command are of the CPU, loop is of the GPU')
     parser.add_argument('--rounds', type=int, default=7, help='of each comparison (default: %(default)s)')
     parser.add_argument('--command_rounds', type=int, default=3, help='of the whole command (default: %(default)s)')
     parser.add_argument('--gpu', action='store_true', help='measure steps, dilation and the training loop there')
@@ -267,19 +268,22 @@ def main():
         return reference_script(args.reference, args.b, args.e)
 
     device = choose_device(args)
-    print(f'torch {torch.__version__}, {torch.get_num_threads()} threads, bfloat16 '
-          f'{"multiplied" if multiplies_bfloat16(device) else "not multiplied"} by the hardware, {device}')
     parts = {'machine': lambda: machine(device),
              'step': lambda: steps(args, device),
-             'dilation': lambda: dilation(args, device),
-             'colours': lambda: colours(args),
-             'command': lambda: command(args)}
+             'dilation': lambda: dilation(args, device)}
+    parts |= ({'colours': lambda: colours(args), 'command': lambda: command(args)} if device.type == 'cpu' else
+              {'loop': lambda: gpu_loop(device)})
+    chosen = [args.only] if args.only else list(parts)
+    if not {*chosen} <= {*parts}:
+        parser.error(f'{args.only} cannot be measured on this device')
+    if 'command' in chosen and not (Path(args.data) / ARCHIVE).exists():
+        parser.error(f'{args.data} has no {ARCHIVE}: name the folder of the archive with --data')
+
+    print(f'torch {torch.__version__}, {torch.get_num_threads()} threads, bfloat16 '
+          f'{"multiplied" if multiplies_bfloat16(device) else "not multiplied"} by the hardware, {device}')
     print(f'{"":46} times as fast (spread)  {"the reference":>10}  {"ours":>10}')
-    for name, measure in parts.items():
-        if args.only in (None, name) and (device.type == 'cpu' or name in ('machine', 'step', 'dilation')):
-            measure()
-    if device.type != 'cpu':
-        gpu_loop(device)
+    for name in chosen:
+        parts[name]()
 
 
 if __name__ == '__main__':

@@ -55,11 +55,11 @@ def test_kmeans_refuses_more_colours_than_there_are():
 
 def test_nearest_colour_equals_brute_force():
     rng = np.random.default_rng(1)
-    xs = rng.random((3, 3, 8, 9), dtype=np.float32)
+    xs = rng.random((40, 3, 8, 9), dtype=np.float32)[::-1]  # more than it takes at a time, and a view
     colours = rng.random((24, 3), dtype=np.float32)
     cats = get_rgb_cat(xs, colours)
-    assert cats.shape == (3, 1, 8, 9) and cats.dtype == np.int64
-    for n, row, column in np.ndindex(3, 8, 9):
+    assert cats.shape == (40, 1, 8, 9) and cats.dtype == np.int64
+    for n, row, column in np.ndindex(40, 8, 9):
         distances = [sum((float(xs[n, c, row, column]) - float(colour[c]))**2 for c in range(3))
                      for colour in colours]
         assert cats[n, 0, row, column] == np.argmin(distances)
@@ -777,13 +777,13 @@ def test_curves_show_the_history(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: drawn.append(figure))
     history = [{'epoch': e, 'seconds': e, 'train_loss': 3 - e, 'train_accuracy': e / 10,
                 'val_loss': 4 - e, 'val_accuracy': e / 20} for e in (1, 2, 3)]
-    save_history(history, Namespace(name='UNet', outdir=tmp_path, data='sample'))
+    save_history(history, Namespace(name='UNet', outdir=tmp_path, data='sample', augment=['classes']))
     (figure,) = drawn
     for axes, measure in zip(figure.axes, ('loss', 'accuracy'), strict=True):
         for line, part in zip(axes.lines, ('train', 'val'), strict=True):
             assert list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == [record[f'{part}_{measure}'] for record in history]
-    assert 'UNet' in figure.get_suptitle() and 'sample' in figure.get_suptitle()
+    assert figure.get_suptitle() == 'UNet, trained on sample pictures and the other classes'
     rows = (tmp_path / 'history_UNet.csv').read_text().splitlines()
     assert rows[0].split(',') == list(history[0])
     assert [[float(v) for v in row.split(',')] for row in rows[1:]] == [[*r.values()] for r in history]

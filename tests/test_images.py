@@ -69,7 +69,8 @@ def test_broken_files_do_not_stop_the_others(run_script, tmp_path):
     (tmp_path / 'text.jpg').write_text('no picture')
     (tmp_path / 'folder').mkdir()
     Image.new('1', (10_000, 10_000)).save(tmp_path / 'bomb.png')
-    broken = ['cut.png', 'empty.jpg', 'missing.png', 'text.jpg', 'folder', 'bomb.png']
+    Image.fromarray(RGB[..., 0] / np.float32(255)).save(tmp_path / 'fractions.tif')
+    broken = ['cut.png', 'empty.jpg', 'missing.png', 'text.jpg', 'folder', 'bomb.png', 'fractions.tif']
     done = run_script('colourization.py', '--image', *broken, 'good.png')
     assert done.returncode == 1 and done.stdout == 'Wrote outputs/good_colour.png\n'
     lines = done.stderr.splitlines()

@@ -1,6 +1,7 @@
 """Interrupted training: what is on the disk is whole, and --resume goes on as if nothing had happened."""
 
 import csv
+import io
 import multiprocessing
 import random
 import re
@@ -12,6 +13,7 @@ import time
 import pytest
 import torch
 
+import colourization
 from colourization import CNN, HERE, MOVES, DUNet, UNet, AverageOfWeights, load_model
 from conftest import obey_ctrl_c
 from load_data import InputError
@@ -95,10 +97,10 @@ def test_run_is_not_resumed_with_other_flags(changes, word, tmp_path, monkeypatc
 
 
 def test_nothing_is_resumed_where_nothing_was_interrupted(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match='leave out --resume'):
+    with pytest.raises(InputError, match='is finished'):
         training(tmp_path, resume=True)
     training(tmp_path)
-    with pytest.raises(InputError, match='leave out --resume'):
+    with pytest.raises(InputError, match='is finished'):
         training(tmp_path, resume=True)
 
 
@@ -111,9 +113,27 @@ def test_broken_state_is_not_resumed(tmp_path, monkeypatch):
         state.write_bytes(content)
         with pytest.raises(InputError, match='cannot be resumed'):
             training(tmp_path, resume=True)
-    torch.save(weights, state)
-    with pytest.raises(InputError, match='cannot be resumed'):
-        training(tmp_path, resume=True)
+    histories = [[1], [{'epoch': 1}], [{'epoch': 1, 'seconds': 1}] * 2]  # of two epochs in all
+    for content in [weights] + [torch.load(io.BytesIO(whole)) | {'history': history} for history in histories]:
+        torch.save(content, state)
+        with pytest.raises(InputError, match='cannot be resumed'):
+            training(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize('epoch, promised', [(1, ''), (2, '; --resume goes on after epoch 1')])
+def test_only_epochs_whose_state_was_saved_are_promised(epoch, promised, tmp_path, monkeypatch, capsys):
+    real = colourization.save_state
+
+    def interrupted(run, generator, history, *arguments):
+        if len(history) == epoch:
+            raise KeyboardInterrupt
+        real(run, generator, history, *arguments)
+
+    monkeypatch.setattr(colourization, 'save_state', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        training(tmp_path, epochs=3)
+    assert capsys.readouterr().err.endswith(f'w.pkl{promised}\n')
+    assert (tmp_path / 'w.pkl.resume').exists() == bool(promised)
 
 
 def run_for_ever(folder, seed):

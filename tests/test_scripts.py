@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import re
 import shlex
 import signal
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from PIL import Image
 
 import colourization
 from colour_regression import RegressionCNN
@@ -168,6 +170,7 @@ def test_kmeans_of_the_sample_leaves_the_colours_of_the_horses_alone(run_script,
 
 @pytest.mark.parametrize('script, flags, total', [
     ('colour_regression.py', '', '75156'), ('colourization.py', '-m CNN -f 16', '27336'),
+    ('colourization.py', '-m CNN -f 16 --prior 100', str(27336 + 2400)),
     ('colourization.py', f'-m DUNet --checkpoint {ROOT}/weights/dunet_k3_f32.pkl', '111888')])
 def test_summary_prints_the_layers_without_data(script, flags, total, run_script, tmp_path):
     done = run_script(script, '--summary', *flags.split(), '--data', tmp_path / 'none')
@@ -281,7 +284,8 @@ def test_pictures_that_a_network_is_trained_and_validated_on(script, flags, trai
             for name, x in sets.items()}
     used = []
     monkeypatch.setattr(colourization, 'load_cifar10', lambda where: ((xs, ys), test))
-    monkeypatch.setattr(colourization, 'train', lambda model, objective, *sets: used.extend(sets[:2]))
+    monkeypatch.setattr(colourization, 'train', lambda model, objective, *sets: (
+        used.extend(sets[:2]), colourization.run_validation_step(model, objective, *sets[1]))[1])
     call_script(f'{script} -f 1 {flags}')
     for (x, target), name in zip(used, (trained_on, validated_on), strict=True):
         torch.testing.assert_close(x, grey[name])
@@ -308,7 +312,11 @@ def test_prior_is_recognised_in_its_checkpoint(run_script, tmp_path):
     again = run_script('colourization.py', *flags, '--valid')
     assert again.stdout == trained.stdout[trained.stdout.index('The results'):] and not again.stderr
     assert is_picture(tmp_path / 'outputs/eval_UNet_prior.png')
-    assert run_script('activations.py', 0, *flags).returncode == 0
+    assert run_script('activations.py', 0, *flags).stdout.startswith('Wrote outputs/act_UNet_prior_0')
+    assert run_script('colourization.py', *flags, '--summary').stdout.splitlines()[-2].split() == [
+        'prior', 'table', str(50 * 24)]
+    for what in ('--valid', '--summary'):
+        assert fails(run_script('colourization.py', *flags, what, '--prior', 60), 1, '50 entries', '--prior')
     assert fails(run_script('colourization.py', '-m', 'DUNet', *flags[2:], '--valid'), 1, 'UNet')
 
 
@@ -342,6 +350,26 @@ def test_closed_output_ends_the_program_quietly_and_saves(tmp_path):
         shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.stdout.count('\n') == 1 and 'Traceback' not in done.stderr
     assert torch.load(tmp_path / 'w.pkl', weights_only=True)
+
+
+@pytest.mark.parametrize('command', ['colourization.py -m UNet --summary', 'colour_regression.py --help',
+                                     'colourization.py --image picture.png picture.png'])
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_output_that_nobody_reads_makes_no_noise(command, unbuffered, tmp_path):
+    Image.new('L', (8, 8)).save(tmp_path / 'picture.png')
+    reader, writer = os.pipe()
+    os.close(reader)
+    script, *flags = command.split()
+    done = subprocess.run([sys.executable, ROOT / script, *flags], cwd=tmp_path, stdout=writer, text=True,
+                          stderr=subprocess.PIPE, env=os.environ | {'PYTHONUNBUFFERED': unbuffered}, timeout=120)
+    os.close(writer)
+    assert done.returncode in (0, 1) and done.stderr == ''  # argparse does not mind
+
+
+def test_output_that_is_closed_makes_no_noise(tmp_path):
+    done = subprocess.run(f'{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / "colourization.py"))} '
+                          '-m UNet --summary >&-', shell=True, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, '')
 
 
 def fails(done, status, *words):
