@@ -85,7 +85,7 @@ def get_rgb_cat(xs, colours):
     centres = torch.from_numpy(colours).double()
     factors = torch.cat([-2 * centres.T, centres.square().sum(dim=1)[None]])
     cats = []
-    for part in torch.from_numpy(np.ascontiguousarray(xs)).split(32):  # about as many as a processor's cache holds
+    for part in torch.from_numpy(np.ascontiguousarray(xs)).split(32):  # as many as fit into a cache
         pixels = part.new_ones(len(part), *xs.shape[2:], 4, dtype=torch.float64)
         pixels[..., :3] = part.movedim(1, -1)
         cats.append((pixels.flatten(0, 2) @ factors).min(dim=1).indices)  # argmin is slower
@@ -925,7 +925,7 @@ def save_history(history, args):
         for part, label, style in (('train', 'training, while it learns', '--'),
                                    ('val', 'validation, averaged weights', '-')):
             values = [record[f'{part}_{measure}'] for record in history]
-            last = f'{values[-1]:.1%}' if measure == 'accuracy' else f'{values[-1]:.4g}'
+            last = f'{values[-1]:.1%}' if measure == 'accuracy' else f'{values[-1]:.{digits(measures)}f}'
             axes.plot(epochs, values, style, marker='.', label=f'{label} (last: {last})')
         if measure == 'accuracy':
             axes.yaxis.set_major_formatter('{x:.1%}')
