@@ -44,7 +44,7 @@ def main():
     if args.summary and not args.checkpoint:
         model = RegressionCNN(args.kernel or 3, args.num_filters or 32)
     elif args.train:
-        prepare_training(args, 'regression_cnn')
+        prepare_training(args, RegressionCNN, 'regression_cnn')
         model = RegressionCNN(args.kernel, args.num_filters)
     else:
         args.checkpoint = shipped(args.checkpoint or CHECKPOINT)

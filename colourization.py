@@ -1277,19 +1277,25 @@ def multiplies_bfloat16(device):
     return device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def prepare_training(args, file_name):
-    """Fill in what a checkpoint would tell, and find out now if the results cannot be written."""
+def prepare_training(args, make_model, file_name):
+    """Fill in what a checkpoint would tell, and find out now if the results cannot be written.
+
+    Raises:
+        InputError: they cannot, or a file that is no older checkpoint of this model would be lost.
+    """
     args.kernel = args.kernel or 3
     args.num_filters = args.num_filters or 32
     file_name = f'{file_name}_k{args.kernel}_f{args.num_filters}.pkl'
     args.checkpoint = args.checkpoint or args.outdir / file_name
     check_writable(args.checkpoint)
     if args.checkpoint.exists() and args.checkpoint.stat().st_size:
+        overwritten = 'would be overwritten: choose another name, or remove it'
         try:
-            read_checkpoint(args.checkpoint)
+            _, owner, _ = read_checkpoint(args.checkpoint)
         except InputError as e:  # a slip must not cost the user a picture or colours
-            raise InputError(f'{args.checkpoint} is no checkpoint and would be overwritten: '
-                             'choose another name, or remove it') from e
+            raise InputError(f'{args.checkpoint} is no checkpoint and {overwritten}') from e
+        if owner not in (None, make_model.__name__):
+            raise InputError(f'{args.checkpoint} belongs to another model, {owner}, and {overwritten}')
     torch.manual_seed(args.seed)
 
 
@@ -1449,7 +1455,7 @@ def main():
         model, colours = load_trained(args)
     else:
         args.name = network_name(args)
-        prepare_training(args, args.name.lower())
+        prepare_training(args, MODELS[args.model], args.name.lower())
         args.colours = colours = choose_colours(args)  # they go into the checkpoint
         model = MODELS[args.model](args.kernel, args.num_filters, len(colours))
     run_network(args, model, classification, colours, f'eval_{args.name}')

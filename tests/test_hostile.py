@@ -491,6 +491,15 @@ def test_wrong_flags_are_found_before_any_work(flags, status, word, tmp_path, re
     assert found == status and word in line
 
 
+@pytest.mark.parametrize('script', ['colourization -m UNet', 'colourization -m DUNet', 'colour_regression --train'])
+def test_training_does_not_overwrite_the_checkpoint_of_another_model(script, tmp_path, refused):
+    save_checkpoint(CNN(3, 2, 24), tmp_path / 'w.pkl')
+    before = (tmp_path / 'w.pkl').read_bytes()
+    status, (line,) = refused(f'{script} --checkpoint w.pkl')
+    assert status == 1 and 'w.pkl belongs to another model, CNN,' in line
+    assert (tmp_path / 'w.pkl').read_bytes() == before
+
+
 def test_kmeans_finds_out_first_that_its_folder_cannot_be(tmp_path, refused):
     (tmp_path / 'colour').write_text('a file')
     status, (line,) = refused('colourization --kmeans 3')
