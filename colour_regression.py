@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch.nn.functional as F
 
-from colourization import (CNN, add_training_flags, load_model, make_parser, prepare_training, run,
-                           run_network, shipped, summary_table)
+from colourization import (CNN, add_training_flags, choose_sizes, load_model, make_parser,
+                           prepare_training, run, run_network, shipped, summary_table)
 
 CHECKPOINT = Path('weights/regression_cnn_k3_f32.pkl')
 
@@ -42,7 +42,8 @@ def main():
     args.name, args.valid, args.colours, args.prior = 'RegressionCNN', not args.train, None, 0
 
     if args.summary and not args.checkpoint:
-        model = RegressionCNN(args.kernel or 3, args.num_filters or 32)
+        choose_sizes(args)
+        model = RegressionCNN(args.kernel, args.num_filters)
     elif args.train:
         prepare_training(args, RegressionCNN, 'regression_cnn')
         model = RegressionCNN(args.kernel, args.num_filters)

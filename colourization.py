@@ -757,12 +757,23 @@ class AverageOfWeights:
 
 
 @torch.no_grad()
-def run_validation_step(model, objective, grey, target, batch_size=100):
-    """The means of the metrics over the validation pictures, in eval mode."""
+def run_validation_step(model, objective, grey, target, batch_size=100, see=lambda outputs: None):
+    """The means of the metrics over the validation pictures, in eval mode.
+
+    Args:
+        see: is called with the outputs of each batch.
+    """
     model.eval()
     loader = tqdm(batches((grey, target), batch_size), 'validating', math.ceil(len(grey) / batch_size),
                   leave=False, disable=None, delay=1)
-    return average((len(x), objective(model(x), y)) for x, y in loader)
+
+    def results():
+        for x, y in loader:
+            outputs = model(x)
+            see(outputs)
+            yield len(x), objective(outputs, y)
+
+    return average(results())
 
 
 def baselines(counts, grey, cats):
@@ -807,9 +818,6 @@ def train(model, objective, train_set, valid_set, args, draw):
         train_set, valid_set: pairs of grey pictures and targets, on the network's device.
         args: the command line.
         draw: `draw(metrics, suffix)` draws what the network makes of the validation pictures.
-
-    Returns:
-        What the last validation measured.
 
     Raises:
         InputError: the loss is no longer finite; the checkpoint keeps the epoch before. Or
@@ -868,7 +876,6 @@ def train(model, objective, train_set, valid_set, args, draw):
         if history:
             save_history(history, args)
     state_file.unlink(missing_ok=True)
-    return valid
 
 
 def settings(args):
@@ -1277,14 +1284,19 @@ def multiplies_bfloat16(device):
     return device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
+def choose_sizes(args):
+    """Those of the handout, where the user did not say others."""
+    args.kernel = args.kernel or 3
+    args.num_filters = args.num_filters or 32
+
+
 def prepare_training(args, make_model, file_name):
     """Fill in what a checkpoint would tell, and find out now if the results cannot be written.
 
     Raises:
         InputError: they cannot, or a file that is no older checkpoint of this model would be lost.
     """
-    args.kernel = args.kernel or 3
-    args.num_filters = args.num_filters or 32
+    choose_sizes(args)
     file_name = f'{file_name}_k{args.kernel}_f{args.num_filters}.pkl'
     args.checkpoint = args.checkpoint or args.outdir / file_name
     check_writable(args.checkpoint)
@@ -1372,14 +1384,10 @@ def run_network(args, model, objective, colours, file_name):
                                      for i in range(0, len(rgb), 1000)])
         return [torch.from_numpy(array).to(device) for array in (grey, target)]
 
-    @torch.no_grad()
-    def colour(grey):
-        model.eval()
-        loader = tqdm(batches([grey], batch_size=100), 'colouring', math.ceil(len(grey) / 100),
-                      leave=False, disable=None, delay=1)
-        outputs = (model(x).cpu() for x, in loader)
-        return np.concatenate([x.clamp(0, 1).numpy() if colours is None else
-                               scores_to_rgb(x, colours, args.temperature) for x in outputs])
+    def to_rgb(outputs):
+        outputs = outputs.cpu()
+        return (outputs.clamp(0, 1).numpy() if colours is None else
+                scores_to_rgb(outputs, colours, args.temperature))
 
     train_pictures, valid_pictures = load_cifar10(args.data)
     if args.hold_out:
@@ -1398,18 +1406,22 @@ def run_network(args, model, objective, colours, file_name):
     if classes:
         train_set = grey_and_target(*all_pictures)
 
+    @torch.no_grad()
     def draw(metrics, suffix=''):
-        prediction = colour(valid_set[0][:SHOWN])
+        prediction = to_rgb(model.eval()(valid_set[0][:SHOWN]))
         draw_rows([('grey: what the network sees', grey[:SHOWN]), ('truth', rgb[:SHOWN]),
                    ('prediction', prediction),
                    ("prediction with the input's grey", put_grey_back(prediction, grey[:SHOWN]))],
                   args.outdir / f'{file_name}{suffix}.png',
                   f'{args.name}, {data_name(args)}: {summary(metrics)}')
 
-    metrics = (run_validation_step(model, objective, *valid_set) if args.valid else
-               train(model, objective, train_set, valid_set, args, draw))
+    if not args.valid:
+        train(model, objective, train_set, valid_set, args, draw)
+    predictions = []
+    metrics = run_validation_step(model, objective, *valid_set,
+                                  see=lambda outputs: predictions.append(to_rgb(outputs)))
     draw(metrics)
-    prediction = colour(valid_set[0])
+    prediction = np.concatenate(predictions)
     pictures = {'grey': grey.repeat(3, axis=1), 'prediction': prediction,
                 'grey_put_back': put_grey_back(prediction, grey), 'truth': rgb}
     report(args, metrics, judge(pictures, rgb),
@@ -1446,8 +1458,9 @@ def main():
         if args.checkpoint:
             model, _ = load_trained(args)
         else:
+            choose_sizes(args)
             num_colours = len(choose_colours(args))
-            model = MODELS[args.model](args.kernel or 3, args.num_filters or 32, num_colours)
+            model = MODELS[args.model](args.kernel, args.num_filters, num_colours)
             if args.prior:
                 add_prior(model, torch.zeros(args.prior, num_colours))
         return print(summary_table(model))

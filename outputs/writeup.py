@@ -35,7 +35,7 @@ import experiments  # noqa: E402
 from activations import activation_panels, record_activations  # noqa: E402
 from colour_regression import RegressionCNN, regression  # noqa: E402
 from colourization import (CNN, MODELS, STAGES, DUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
-                           architecture, baselines, batches, classification, colour_counts,
+                           architecture, baselines, batches, choose_sizes, classification, colour_counts,
                            draw_pictures, get_rgb_cat, hold_out, judge, load_colours, load_model,
                            mosaic, parse_args, process, psnr, put_grey_back, run, run_validation_step,
                            scores_to_rgb, train, train_epoch, whole_file)
@@ -109,9 +109,10 @@ def train_short(name, seed, data):
     with tempfile.TemporaryDirectory() as folder:
         args = parse_args([*flags.split(), '-m', 'UNet', '-s', str(seed), '--outdir', folder,
                            '--checkpoint', f'{folder}/weights.pkl'])
-        args.name, args.kernel, args.num_filters = 'UNet', 3, args.num_filters or 32
+        choose_sizes(args)
+        args.name = 'UNet'
         torch.manual_seed(seed)
-        model = make(3, args.num_filters, 24).to(memory_format=torch.channels_last)
+        model = make(args.kernel, args.num_filters, 24).to(memory_format=torch.channels_last)
         for stage in cuts:
             cut_skip(model, stage)
         train(model, classification, *training_pictures(data, enlargement), args, draw=None)
