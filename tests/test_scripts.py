@@ -284,8 +284,7 @@ def test_pictures_that_a_network_is_trained_and_validated_on(script, flags, trai
             for name, x in sets.items()}
     used = []
     monkeypatch.setattr(colourization, 'load_cifar10', lambda where: ((xs, ys), test))
-    monkeypatch.setattr(colourization, 'train', lambda model, objective, *sets: (
-        used.extend(sets[:2]), colourization.run_validation_step(model, objective, *sets[1]))[1])
+    monkeypatch.setattr(colourization, 'train', lambda model, objective, *sets: used.extend(sets[:2]))
     call_script(f'{script} -f 1 {flags}')
     for (x, target), name in zip(used, (trained_on, validated_on), strict=True):
         torch.testing.assert_close(x, grey[name])
@@ -521,7 +520,7 @@ def test_unet_of_five_epochs_reaches_what_the_course_measured(cifar10, run_scrip
     assert float(re.search(r'Val Acc: (\S+)%$', done.stdout.strip()).group(1)) >= 47
 
 
-def test_validation_needs_less_than_900_megabytes(cifar10, tmp_path):
+def test_validation_needs_less_than_700_megabytes(cifar10, tmp_path):
     resource = pytest.importorskip('resource', reason='measures memory on Unix only')
     code = ('import resource, subprocess, sys\n'
             'subprocess.run([sys.executable, *sys.argv[1:]], check=True)\n'
@@ -531,4 +530,4 @@ def test_validation_needs_less_than_900_megabytes(cifar10, tmp_path):
          '--checkpoint', 'weights/unet_k3_f32.pkl', '--data', cifar10],
         cwd=tmp_path, capture_output=True, text=True)
     unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, in bytes
-    assert int(done.stdout.split()[-1]) * unit < 900e6  # 530 to 740 were measured, by what the allocator keeps
+    assert int(done.stdout.split()[-1]) * unit < 700e6
