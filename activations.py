@@ -12,7 +12,7 @@ import math
 import torch
 from tqdm import tqdm
 
-from colourization import (MODELS, STAGES, data_name, draw_pictures, load_trained, make_parser,
+from colourization import (MODELS, STAGES, data_name, draw_pictures, find_shipped, load_trained, make_parser,
                            mosaic, number, process, run, say, scores_to_rgb)
 from load_data import InputError, load_cifar10
 
@@ -63,8 +63,9 @@ def main():
     args = parser.parse_args()
     if not args.checkpoint:
         parser.error('name a trained network with --checkpoint FILE')
-    args.prior = 0  # or what the checkpoint has
-    model, colours = load_trained(args)
+    model, colours = load_trained(args.model, find_shipped(args.checkpoint), args.category, args.colours,
+                                  args.kernel, args.num_filters)
+    name, data = args.model + '_prior' * hasattr(model, 'prior'), data_name(args.data, args.category)
 
     rgb, grey = process(*load_cifar10(args.data)[1], category=args.category)
     for index in args.index:
@@ -74,18 +75,17 @@ def main():
     scores, maps = record_activations(model, torch.from_numpy(grey))
     predictions = scores_to_rgb(scores, colours)
 
-    folders = [args.outdir / f'act_{args.name}_{index}' for index in args.index]
+    folders = [args.outdir / f'act_{name}_{index}' for index in args.index]
     for i, index in enumerate(tqdm(args.index, 'drawing', leave=False, disable=None)):
-        panels = activation_panels(grey[i], rgb[i], predictions[i],
-                                   {stage: maps[stage][i] for stage in STAGES})
-        source = f'picture {index}, {data_name(args)}'
-        for name, panel in panels.items():
-            draw_pictures([panel], folders[i] / f'filter_{name}_{index}.png',
-                          f'{args.name}, {source}', width=5)
+        its_maps = {stage: maps[stage][i] for stage in STAGES}
+        panels = activation_panels(grey[i], rgb[i], predictions[i], its_maps)
+        for file, panel in panels.items():
+            draw_pictures([panel], folders[i] / f'filter_{file}_{index}.png',
+                          f'{name}, picture {index}, {data}', width=5)
         draw_pictures(list(panels.values()), folders[i] / f'overview_{index}.png',
-                      f'{args.name} from grey to colour: {source}', columns=4)
+                      f'{name} from grey to colour: picture {index}, {data}', columns=4)
     for folder in folders:
-        say(args, f'Wrote {folder}')
+        say(f'Wrote {folder}', data)
 
 
 if __name__ == '__main__':

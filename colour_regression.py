@@ -9,10 +9,11 @@ The network is the CNN of colourization.py with three outputs, trained on square
 
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 
-from colourization import (CNN, add_training_flags, choose_sizes, load_model, make_parser,
-                           prepare_training, run, run_network, shipped, summary_table)
+from colourization import (CNN, KERNEL, NUM_FILTERS, add_training_flags, check_checkpoint, find_shipped,
+                           load_model, make_parser, run, summary_table, train_and_evaluate, training_settings)
 
 CHECKPOINT = Path('weights/regression_cnn_k3_f32.pkl')
 
@@ -31,7 +32,7 @@ def regression(outputs, rgb):
 
 def main():
     parser = make_parser('Train or evaluate a network that predicts RGB with squared error.')
-    add_training_flags(parser)
+    add_training_flags(parser, parser.add_mutually_exclusive_group())
     parser.add_argument('--train', action='store_true',
                         help=f'train a network; without it, --checkpoint or {CHECKPOINT} is evaluated')
     args = parser.parse_args()
@@ -39,21 +40,25 @@ def main():
         parser.error('--resume goes on with a training: add --train')
     if args.summary and args.train:
         parser.error('--summary only prints layers: leave out --train')
-    args.name, args.valid, args.colours, args.prior = 'RegressionCNN', not args.train, None, 0
 
-    if args.summary and not args.checkpoint:
-        choose_sizes(args)
-        model = RegressionCNN(args.kernel, args.num_filters)
-    elif args.train:
-        prepare_training(args, RegressionCNN, 'regression_cnn')
-        model = RegressionCNN(args.kernel, args.num_filters)
+    checkpoint = args.checkpoint
+    if args.train or (args.summary and not checkpoint):
+        kernel, num_filters = args.kernel or KERNEL, args.num_filters or NUM_FILTERS
+        if args.train:
+            checkpoint = checkpoint or args.outdir / f'regression_cnn_k{kernel}_f{num_filters}.pkl'
+            check_checkpoint(checkpoint, RegressionCNN)
+        torch.manual_seed(args.seed)
+        model = RegressionCNN(kernel, num_filters)
     else:
-        args.checkpoint = shipped(args.checkpoint or CHECKPOINT)
-        model, _ = load_model(lambda kernel, num_filters, _: RegressionCNN(kernel, num_filters),
-                              args.checkpoint, args.kernel, args.num_filters)
+        checkpoint = find_shipped(checkpoint or CHECKPOINT)
+        model, _ = load_model(lambda kernel, num_filters, _: RegressionCNN(kernel, num_filters), checkpoint,
+                              args.kernel, args.num_filters)
     if args.summary:
         return print(summary_table(model))
-    run_network(args, model, regression, colours=None, file_name='regression_output')
+    train_and_evaluate(model, regression, name='RegressionCNN', file_name='regression_output',
+                       checkpoint=checkpoint, settings=training_settings(args) if args.train else None,
+                       data=args.data, category=args.category, held_out=args.hold_out, outdir=args.outdir,
+                       gpu=args.gpu, plot=args.plot)
 
 
 if __name__ == '__main__':

@@ -1,28 +1,34 @@
-"""CIFAR-10: find it, fetch it, check it, read it.
+"""What comes in and what goes out: CIFAR-10, batches, colour files, the user's pictures, whole files.
 
     (x_train, y_train), (x_test, y_test) = load_cifar10()           # data/, fetched on first use
     (x_train, y_train), (x_test, y_test) = load_cifar10('sample')   # no network needed
 
-Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images:
-60,000 colour pictures of 32x32 pixels in ten classes.
+From top to bottom: CIFAR-10 (find it, read it, fetch it) and the sample; batches and their
+augmentation; colour files and pictures of the user; files that are written whole or not at all.
+
+Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images: 60,000 colour pictures of
+32x32 pixels in ten classes.
 """
 
 import gzip
 import hashlib
 import os
 import pickle
+import secrets
 import tarfile
 import time
-import uuid
+import warnings
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
 import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from tqdm import tqdm
 
-HERE = Path(__file__).resolve().parent
 FOLDER = 'cifar-10-batches-py'
 ARCHIVE = 'cifar-10-python.tar.gz'
 ARCHIVE_SIZE = 170_498_071  # bytes
@@ -36,44 +42,47 @@ TIMEOUT = 10  # seconds without a connection, or of silence, after which a mirro
 SLOWEST = 100_000  # bytes a second: with less, which takes half an hour, another mirror is tried
 PATIENCE = 15  # seconds over which that is measured, so that a short pause does no harm
 
-TRAIN_BATCHES = [f'data_batch_{i}' for i in range(1, 6)]
-TEST_BATCH = 'test_batch'
-BATCHES = [*TRAIN_BATCHES, TEST_BATCH]
+BATCHES = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
 PICTURES_A_BATCH = 10_000
-PIXELS = 3 * 32 * 32
 LARGEST_BATCH = 64 << 20  # bytes; the real ones have 31 million
 LARGEST_ARCHIVE = 400 << 20  # bytes, unpacked; the real one has 186 million
 MOST_READS = 10_000  # of an archive; the real one takes about 250
-CLASSES = 10
 HORSE = 7  # the class that the assignment colours
+MAX_COLOURS = 256  # the last layer grows with their square, and the scores take memory for each
+MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first are a to d of question F.1
+ZOOM = 0.25  # at most a quarter closer or farther
 
 
 class InputError(ValueError):
     """Something that the user can put right; its one line says how."""
 
 
+def one_line(error):
+    """What an error says, without line breaks and what else a terminal would obey."""
+    printable = ''.join(c if c.isprintable() else ' ' for c in str(error))
+    return ' '.join(printable.split()) or type(error).__name__
+
+
+# ---- CIFAR-10 --------------------------------------------------------------------------------------------
+
+
 def load_cifar10(where=None):
     """Load CIFAR-10 from a folder or archive, fetching it where there is none.
 
     Args:
-        where: a folder that holds (or is) `cifar-10-batches-py/` or holds
-            `cifar-10-python.tar.gz`, and gets the archive if it has neither;
-            or the path of such an archive; or 'sample' for crops of the
+        where: a folder that holds (or is) `cifar-10-batches-py/` or holds `cifar-10-python.tar.gz`, and gets
+            the archive if it has neither; or the path of such an archive; or 'sample' for crops of the
             photographs that scikit-learn ships; None for `data/` beside this file.
 
-    Returns:
-        (x_train, y_train), (x_test, y_test): uint8 pictures [N, 3, 32, 32] of
-        0 to 255 and uint8 labels [N, 1] of 0 to 9; 50,000 and 10,000 of them.
-
-    Raises:
-        InputError: the data cannot be had, or is not CIFAR-10.
+    Returns (x_train, y_train), (x_test, y_test): uint8 pictures [N, 3, 32, 32] of 0 to 255 and uint8 labels
+    [N, 1] of 0 to 9; 50,000 and 10,000 of them. Raises InputError if it cannot be had, or is not CIFAR-10.
     """
     if where == 'sample':
         return load_sample()
     if where == '':
         raise InputError('--data names no folder: leave it out, or name one')
-    where = HERE / 'data' if where is None else Path(where)
-    if (where / TEST_BATCH).exists():
+    where = Path(__file__).with_name('data') if where is None else Path(where)
+    if (where / BATCHES[-1]).exists():
         batches = read_folder(where)
     elif (where / FOLDER).is_dir():
         batches = read_folder(where / FOLDER)
@@ -85,29 +94,21 @@ def load_cifar10(where=None):
         if not (where / ARCHIVE).exists():
             fetch(where)
         batches = read_archive(where / ARCHIVE)
-
-    x_train = np.empty((len(TRAIN_BATCHES) * PICTURES_A_BATCH, 3, 32, 32), np.uint8)
-    y_train = np.empty((len(x_train), 1), np.uint8)
-    x_test = np.empty((PICTURES_A_BATCH, 3, 32, 32), np.uint8)
-    y_test = np.empty((len(x_test), 1), np.uint8)
+    x = np.empty((len(BATCHES), PICTURES_A_BATCH, 3, 32, 32), np.uint8)
+    y = np.empty((len(BATCHES), PICTURES_A_BATCH, 1), np.uint8)
     missing = set(BATCHES)
     for name, file in tqdm(batches, 'Reading CIFAR-10', len(BATCHES), leave=False, disable=None):
         if name not in missing:
             raise InputError(f'{where}: {name} is there twice; get the data set again')
         missing.remove(name)
-        if name == TEST_BATCH:
-            x, y = x_test, y_test
-        else:
-            start = TRAIN_BATCHES.index(name) * PICTURES_A_BATCH
-            x, y = (a[start:start + PICTURES_A_BATCH] for a in (x_train, y_train))
+        i = BATCHES.index(name)
         try:
-            x[:], y[:] = read_batch(file)
+            x[i], y[i] = read_batch(file)
         except InputError as e:
             raise InputError(f'{where}: {name} {e}; get the data set again') from e
     if missing:
-        raise InputError(f'{where}: {", ".join(sorted(missing))} is missing; '
-                         'get the data set again')
-    return (x_train, y_train), (x_test, y_test)
+        raise InputError(f'{where}: {", ".join(sorted(missing))} is missing; get the data set again')
+    return (x[:-1].reshape(-1, 3, 32, 32), y[:-1].reshape(-1, 1)), (x[-1], y[-1])
 
 
 def read_folder(folder):
@@ -121,29 +122,24 @@ def read_folder(folder):
 def read_archive(path):
     """Yield the name of each batch in the archive and its opened file; nothing is unpacked."""
     try:
-        with open_unpacked(path) as file, tarfile.open(fileobj=Bounded(file), mode='r:') as archive:
-            for member in archive:
-                folder, _, name = member.name.removeprefix('./').partition('/')
-                if folder == FOLDER and name in BATCHES and member.isreg():
-                    if member.size > LARGEST_BATCH:
-                        raise tarfile.TarError(f'{name} is too large')
-                    yield name, archive.extractfile(member)
+        with open(path, 'rb') as file:
+            packed = file.peek(2)[:2] == b'\x1f\x8b'  # some browsers make a .tar of it
+            with tarfile.open(fileobj=Bounded(gzip.open(file) if packed else file), mode='r:') as archive:
+                for member in archive:
+                    folder, _, name = member.name.removeprefix('./').partition('/')
+                    if folder == FOLDER and name in BATCHES and member.isreg():
+                        if member.size > LARGEST_BATCH:
+                            raise tarfile.TarError(f'{name} is too large')
+                        yield name, archive.extractfile(member)
     except Exception as e:  # a broken archive can raise nearly anything
         raise InputError(f'{path}: cannot be read ({one_line(e)[:200]}); get the data set again') from e
-
-
-def open_unpacked(path):
-    """Open a .tar.gz, or the .tar that some browsers make of it, for reading what is in the .tar."""
-    with open(path, 'rb') as file:
-        packed = file.read(2) == b'\x1f\x8b'
-    return gzip.open(path) if packed else open(path, 'rb')
 
 
 class Bounded:
     """A file for tarfile that goes no further than LARGEST_ARCHIVE and ends after MOST_READS.
 
-    A few bytes of gzip can unpack to terabytes, be it of a member to skip or of a name to read
-    into memory, or to millions of members; and wrong sizes can lead round in a circle.
+    A few bytes of gzip can unpack to terabytes, be it of a member to skip or of a name to read into memory,
+    or to millions of members; and wrong sizes can lead round in a circle.
     """
 
     def __init__(self, file):
@@ -163,9 +159,88 @@ class Bounded:
             raise tarfile.TarError('it holds far more than CIFAR-10')
 
 
-# ---------------------------------------------------------------------------
-# Batches: pickles by Python 2
-# ---------------------------------------------------------------------------
+def read_batch(file):
+    """Read one batch: pictures uint8 [10000, 3, 32, 32] and labels uint8 [10000, 1]."""
+    batch = safe_unpickle(file)
+    if not isinstance(batch, dict):
+        raise InputError('is not a batch of CIFAR-10')
+    batch = {as_text(key): value for key, value in batch.items() if isinstance(key, (bytes, str))}
+    data, labels = batch.get('data'), batch.get('labels')
+    x = data.value if isinstance(data, PickledArray) else None
+    if getattr(x, 'shape', None) != (PICTURES_A_BATCH, 3 * 32 * 32) or x.dtype != np.uint8:
+        raise InputError(f'has no uint8 `data` [{PICTURES_A_BATCH}, {3 * 32 * 32}]')
+    if not (isinstance(labels, list) and len(labels) == PICTURES_A_BATCH
+            and all(type(label) is int and 0 <= label <= 9 for label in labels)):
+        raise InputError(f'has no {PICTURES_A_BATCH} `labels` of 0 to 9')
+    return x.reshape(-1, 3, 32, 32), np.array(labels, np.uint8)[:, None]
+
+
+def fetch(folder):
+    """Download the archive into a folder, from the first mirror that serves it unaltered."""
+    failures = []
+    for url in MIRRORS:
+        try:
+            with whole_file(folder / ARCHIVE) as file:
+                file.writelines(receive(url, may_be_slow=url == MIRRORS[-1]))
+            return
+        except HTTPException as e:
+            failures.append(f'{urlsplit(url).hostname}: {e}')
+    raise InputError(f'CIFAR-10 could not be fetched ({"; ".join(failures)}). Put {ARCHIVE} into {folder} '
+                     'by hand, or try the program with --data sample')
+
+
+def receive(url, may_be_slow):
+    """Yield the archive piece by piece as a mirror sends it; raises HTTPException where that fails.
+
+    It also does where the mirror is slow though it may not be, or turns out to have sent something else.
+    """
+    size, sha256 = 0, hashlib.sha256()
+    request = Request(url, headers={'User-Agent': 'colourization'})  # some hosts refuse urllib's own
+    bar = tqdm(desc=f'Fetching CIFAR-10 from {urlsplit(url).hostname}', total=ARCHIVE_SIZE, unit='B',
+               unit_scale=True, leave=False, disable=None)
+    try:
+        with bar, urlopen(request, timeout=TIMEOUT) as response:
+            start, size_at_start = time.monotonic(), 0
+            # read1 returns what there is; read would wait for all of it, however slowly it comes
+            while piece := response.read1(min(1 << 16, ARCHIVE_SIZE - size)):
+                yield piece
+                sha256.update(piece)
+                size += len(piece)
+                bar.update(len(piece))
+                seconds = time.monotonic() - start
+                if seconds > PATIENCE:
+                    if not may_be_slow and size - size_at_start < SLOWEST * seconds:
+                        raise TimeoutError(f'it sends less than {SLOWEST // 1000} kB a second')
+                    start, size_at_start = time.monotonic(), size
+    except (OSError, HTTPException, ValueError) as e:  # ValueError: it redirects to what is no URL
+        raise HTTPException(one_line(getattr(e, 'reason', None) or e)[:200]) from e
+    if sha256.hexdigest() != SHA256:
+        raise HTTPException(f'the {size:,} bytes that it sent are not the archive')
+
+
+def load_sample():
+    """32x32 crops of scikit-learn's two photographs, in the same arrays as CIFAR-10's.
+
+    3,000 training crops, and 500 for validation from strips of the photographs that no training crop touches.
+    All are labelled as horses, so that what selects the horses finds them.
+    """
+    from sklearn.datasets import load_sample_images
+
+    rng = np.random.default_rng(0)
+
+    def crops(number, left, right):
+        """Random crops from columns `left` to `right` of each 160 columns of the photographs."""
+        strips = [photograph[:, start + left:start + right] for photograph in
+                  load_sample_images().images for start in range(0, 640, 160)]  # uint8 [427, 640, 3]
+        x = np.concatenate([sliding_window_view(strip, (32, 32), (0, 1))[::4, ::4].reshape(-1, 3, 32, 32)
+                            for strip in strips])
+        x = x[np.ptp(x, axis=(1, 2, 3)) > 128]  # an even sky or shadow teaches little
+        return rng.permutation(x)[:number], np.full((number, 1), HORSE, np.uint8)
+    return crops(3000, 0, 112), crops(500, 112, 160)
+
+
+# ---- Pickles, which the batches of CIFAR-10 and the colour files of the course are -----------------------
+
 
 class PickledDtype:
     """What a pickle says of a dtype: its code and byte order, nothing else."""
@@ -199,35 +274,27 @@ class PickledArray:
 class ArrayUnpickler(pickle.Unpickler):
     """Unpickles numpy arrays, lists, dicts and numbers, and can run no code.
 
-    A pickle names the functions that build its objects. The few that numpy's pickles need
-    are replaced by the ones above, so not even numpy's own are called with foreign arguments.
+    A pickle names the functions that build its objects. The few that numpy's pickles need are replaced by the
+    ones above, so not even numpy's own are called with foreign arguments.
     """
 
     def find_class(self, module, name):
         match module.replace('numpy._core', 'numpy.core'), name:
-            case 'numpy.core.multiarray', '_reconstruct':
-                return PickledArray
-            case 'numpy', 'ndarray':
+            case ('numpy.core.multiarray', '_reconstruct') | ('numpy', 'ndarray'):
                 return PickledArray
             case 'numpy', 'dtype':
                 return PickledDtype
             case 'numpy.core.multiarray', 'scalar':
-                return self.make_scalar
+                return lambda dtype, data: np.frombuffer(data, np.dtype(dtype.code))[0]
             case '_codecs', 'encode':  # how Python 3 writes bytes for Python 2
-                return self.encode_latin1
+                return lambda text, _: text.encode('latin1')
         raise pickle.UnpicklingError(f'it asks for {module}.{name}, which no data needs')
-
-    def make_scalar(self, dtype, data):
-        return np.frombuffer(data, np.dtype(dtype.code))[0]
-
-    def encode_latin1(self, text, _):
-        return text.encode('latin1')
 
 
 def safe_unpickle(file):
-    """Unpickle arrays, lists, dicts and numbers from a file; text of Python 2 becomes bytes.
+    """Unpickle numbers, lists, dicts and arrays; raises InputError where a file has anything else.
 
-    Arrays come as PickledArray. Raises InputError if there is anything else.
+    Arrays come as PickledArray, and text of Python 2 as bytes.
     """
     try:
         return ArrayUnpickler(file, encoding='bytes').load()
@@ -235,109 +302,176 @@ def safe_unpickle(file):
         raise InputError(f'cannot be read ({one_line(e)[:200]})') from e
 
 
-def one_line(error):
-    """What an error says, without line breaks and what else a terminal would obey."""
-    printable = ''.join(c if c.isprintable() else ' ' for c in str(error))
-    return ' '.join(printable.split()) or type(error).__name__
-
-
 def as_text(value):
     return value.decode('latin1') if isinstance(value, bytes) else str(value)
 
 
-def read_batch(file):
-    """Read one batch: pictures uint8 [10000, 3, 32, 32] and labels uint8 [10000, 1]."""
-    batch = safe_unpickle(file)
-    if not isinstance(batch, dict):
-        raise InputError('is not a batch of CIFAR-10')
-    batch = {as_text(key): value for key, value in batch.items() if isinstance(key, (bytes, str))}
-    data, labels = batch.get('data'), batch.get('labels')
-    x = data.value if isinstance(data, PickledArray) else None
-    if getattr(x, 'shape', None) != (PICTURES_A_BATCH, PIXELS) or x.dtype != np.uint8:
-        raise InputError(f'has no uint8 `data` [{PICTURES_A_BATCH}, {PIXELS}]')
-    if not (isinstance(labels, list) and len(labels) == PICTURES_A_BATCH
-            and all(type(label) is int and 0 <= label < CLASSES for label in labels)):
-        raise InputError(f'has no {PICTURES_A_BATCH} `labels` of 0 to {CLASSES - 1}')
-    return x.reshape(-1, 3, 32, 32), np.array(labels, np.uint8)[:, None]
+# ---- Batches ---------------------------------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------------------
-# Where the data comes from
-# ---------------------------------------------------------------------------
+def is_of(category, ys):
+    """Which labels [N, 1] are of a category, 0 to 9 or 'all': booleans [N]."""
+    return np.full(len(ys), True) if category == 'all' else ys[:, 0] == category
 
-def fetch(folder):
-    """Download the archive into a folder, from the first mirror that serves it unaltered."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f'{ARCHIVE}.{uuid.uuid4().hex}.partial'  # another process has another one
-    failures = []
+
+def hold_out(pictures, count, category=HORSE):
+    """Keep the last pictures of a category ('all' for any) out of the training set, to choose settings on.
+
+    Takes RGB [N, 3, 32, 32] and labels [N, 1]; returns two such pairs: the others, and those that are held
+    out. Raises InputError if none would be left to train on.
+    """
+    xs, ys = pictures
+    candidates = np.flatnonzero(is_of(category, ys))
+    if count >= len(candidates):
+        raise InputError(f'--hold_out {count} leaves none of the {len(candidates)} training pictures')
+    held = candidates[-count:]
+    return (np.delete(xs, held, axis=0), np.delete(ys, held, axis=0)), (xs[held], ys[held])
+
+
+def batches(tensors, batch_size, generator=None, augmentations=()):
+    """Cut tensors [N, C, H, W] of the same pictures into batches.
+
+    If a generator is given, they come in a new random order, augmented as `augment` says.
+    """
+    n, device = len(tensors[0]), tensors[0].device
+    order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
+    for indices in order.to(device, non_blocking=True).split(batch_size):
+        batch = [tensor[indices] for tensor in tensors]
+        yield augment(batch, augmentations, generator) if set(augmentations) & set(MOVES) else batch
+
+
+def augment(tensors, moves, generator):
+    """Mirror, shift and zoom each picture of a batch at random (handout, question F.1, a to d).
+
+    Half of them are mirrored; a third is shifted one pixel, a third the other way. Zooming scales a picture
+    about its middle, shifts it by up to an eighth, and takes the nearest pixels. What is then missing at the
+    edge is reflected.
+
+    Args:
+        tensors: tensors [N, C, H, W] of the same pictures, which move together.
+        moves: any of MOVES; other words change nothing.
+        generator: of the CPU; it decides.
+    """
+    (n, _, height, width), device = tensors[0].shape, tensors[0].device
+    if 'zoom' in moves:
+        scale = 1 + ZOOM * (2 * torch.rand(n, 1, generator=generator) - 1)
+
+    def sources(size, flip, shift):
+        """Which pixel of the old rows or columns each new one takes, [N, size]."""
+        places = torch.arange(size).expand(n, size)
+        if 'zoom' in moves:
+            middle = (size - 1) / 2
+            off = torch.randint(-(size // 8), size // 8 + 1, (n, 1), generator=generator)
+            places = (scale * (places - middle) + middle + off).round().long()
+        if shift in moves:
+            places = places + torch.randint(-1, 2, (n, 1), generator=generator)
+        places = size - 1 - (size - 1 - places.abs()).abs()  # reflected
+        if flip in moves:
+            mirrored = torch.randint(2, (n, 1), generator=generator) == 1
+            places = torch.where(mirrored, size - 1 - places, places)
+        return places.to(device, non_blocking=True)
+    rows = sources(height, 'flip_ud', 'shift_ud')[:, :, None]
+    columns = sources(width, 'flip_lr', 'shift_lr')[:, None, :]
+    pictures = torch.arange(n, device=device)[:, None, None]
+    return [tensor[pictures, :, rows, columns].movedim(-1, 1) for tensor in tensors]
+
+
+# ---- Files of the user -----------------------------------------------------------------------------------
+
+
+def load_colours(path):
+    """Read colours, float32 [K, 3] in [0, 1], from an .npy file of ours or of the course.
+
+    The course's files hold a pickled object array `(centres, distortion)`. It is read without running
+    anything that the pickle asks for. Raises InputError if the file holds no colours.
+    """
+    with open(path, 'rb') as file:
+        try:
+            np.lib.format.read_magic(file)
+            if np.lib.format.read_array_header_1_0(file)[2].hasobject:
+                colours = safe_unpickle(file).value[0].value
+            else:
+                file.seek(0)
+                colours = np.load(file, allow_pickle=False)
+        except Exception as e:  # a broken or hostile file can raise nearly anything
+            raise InputError(f'{path}: not a file of colours ({one_line(e)[:100]}); '
+                             '--kmeans makes one') from e
+    return check_colours(colours, path)
+
+
+def check_colours(colours, path):
+    """The colours as float32; raises InputError if they are not [K, 3] numbers in [0, 1]."""
+    shape = getattr(colours, 'shape', ())
+    if len(shape) != 2 or shape[1] != 3 or colours.dtype.kind != 'f' or not 2 <= shape[0] <= MAX_COLOURS:
+        raise InputError(f'{path}: its colours are not a [K, 3] array of 2 to {MAX_COLOURS}')
+    if not (colours.min() >= 0 and colours.max() <= 1):  # which is not the same for NaN
+        raise InputError(f'{path}: its colours are not all between 0 and 1')
+    return colours.astype(np.float32)
+
+
+def read_picture(path):
+    """Read a picture file of any kind that Pillow knows, upright as its EXIF says.
+
+    Returns its grey, the mean of red, green and blue, float32 [H, W] in [0, 1], and its alpha, uint8 [H, W],
+    or None. Raises InputError if it is no picture, damaged, or absurdly large.
+    """
+    from PIL import Image, ImageOps
+
     try:
-        for url in MIRRORS:
-            try:
-                with open(partial, 'wb') as file:
-                    file.writelines(receive(url, may_be_slow=url == MIRRORS[-1]))
-                    file.flush()
-                    os.fsync(file.fileno())
-                partial.replace(folder / ARCHIVE)
-                return
-            except InputError as e:
-                failures.append(f'{urlsplit(url).hostname}: {e}')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # if a file is damaged, the error is enough
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                if image.mode == 'F':
+                    raise InputError('numbers with fractions have no agreed white: save it with 8 or 16 bits')
+                if image.format == 'EPS':  # Pillow would hand it to Ghostscript, if there is one
+                    raise InputError('PostScript is a program')
+                image = ImageOps.exif_transpose(image)
+                if image.mode.startswith('I'):  # 16 bits, which convert() would cut off
+                    return (np.asarray(image, np.float32) / 65535).clip(0, 1), None
+                alpha = None
+                if image.has_transparency_data:
+                    image = image.convert('RGBA')
+                    alpha = np.asarray(image.getchannel('A'))
+                rgb = np.asarray(image.convert('RGB'))
+    except FileNotFoundError:
+        raise
+    except Exception as e:  # a broken file can raise nearly anything
+        raise InputError(f'{path}: not a picture that can be read ({one_line(e)})') from e
+    return rgb.mean(axis=2, dtype=np.float32) / 255, alpha
+
+
+# ---- Files that are written whole or not at all ----------------------------------------------------------
+
+
+@contextmanager
+def whole_file(path, trial=False):
+    """Open a file to write bytes to; it takes its place at `path` once it is complete, with `trial` never.
+
+    Raises InputError if it cannot be written, perhaps because the disk is full.
+    """
+    path = Path(os.path.realpath(path))  # a link goes on pointing to the file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as e:
+        raise InputError(f'{path.parent} cannot be a folder, a file is in its way: choose another') from e
+    if path.exists() and not path.is_file():
+        raise InputError(f'{path} is a folder or a device, not a file: choose another name')
+    partial = path.with_name(f'.{path.name[:40]}.{secrets.token_hex(4)}.partial')  # not too long a name
+    try:
+        with open(partial, 'xb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if not trial:
+            os.replace(partial, path)
+    except OSError as e:
+        raise InputError(f'{path} cannot be written: {e.strerror or one_line(e)}') from e
     finally:
         partial.unlink(missing_ok=True)
-    raise InputError(
-        f'CIFAR-10 could not be fetched ({"; ".join(failures)}). Put {ARCHIVE} into {folder} '
-        'by hand, or try the program with --data sample')
 
 
-def receive(url, may_be_slow):
-    """Yield the archive piece by piece as a mirror sends it.
-
-    Raises:
-        InputError: the mirror fails, is slow though it may not be, or what it sent is not the
-            archive, which shows at the end only.
-    """
-    size, sha256 = 0, hashlib.sha256()
-    request = Request(url, headers={'User-Agent': 'colourization'})  # some hosts refuse urllib's own
-    try:
-        with urlopen(request, timeout=TIMEOUT) as response, tqdm(
-                desc=f'Fetching CIFAR-10 from {urlsplit(url).hostname}', total=ARCHIVE_SIZE, unit='B',
-                unit_scale=True, leave=False, disable=None) as bar:
-            start, size_at_start = time.monotonic(), 0
-            # read1 returns what there is; read would wait for all of it, however slowly it comes
-            while piece := response.read1(min(1 << 16, ARCHIVE_SIZE - size)):
-                yield piece
-                sha256.update(piece)
-                size += len(piece)
-                bar.update(len(piece))
-                seconds = time.monotonic() - start
-                if seconds > PATIENCE:
-                    if not may_be_slow and size - size_at_start < SLOWEST * seconds:
-                        raise TimeoutError(f'it sends less than {SLOWEST // 1000} kB a second')
-                    start, size_at_start = time.monotonic(), size
-    except (OSError, HTTPException, ValueError) as e:  # ValueError: it redirects to what is no URL
-        raise InputError(one_line(getattr(e, 'reason', None) or e)[:200]) from e
-    if sha256.hexdigest() != SHA256:
-        raise InputError(f'the {size:,} bytes that it sent are not the archive')
-
-
-def load_sample():
-    """32x32 crops of scikit-learn's two photographs, in the same arrays as CIFAR-10's.
-
-    3,000 training crops, and 500 for validation from strips of the photographs that no
-    training crop touches. All are labelled as horses, so that what selects the horses finds them.
-    """
-    from sklearn.datasets import load_sample_images
-
-    rng = np.random.default_rng(0)
-
-    def crops(number, left, right):
-        """Random crops from columns `left` to `right` of each 160 columns of the photographs."""
-        x = np.concatenate([
-            np.lib.stride_tricks.sliding_window_view(
-                photograph[:, start + left:start + right], (32, 32), (0, 1)
-            )[::4, ::4].reshape(-1, 3, 32, 32)
-            for photograph in load_sample_images().images  # uint8 [427, 640, 3]
-            for start in range(0, 640, 160)])
-        x = x[np.ptp(x, axis=(1, 2, 3)) > 128]  # an even sky or shadow teaches little
-        return rng.permutation(x)[:number], np.full((number, 1), HORSE, np.uint8)
-
-    return crops(3000, 0, 112), crops(500, 112, 160)
+def check_writable(path):
+    """Find out before long work, not after it, if a file cannot be written."""
+    with whole_file(path, trial=True):
+        pass

@@ -13,7 +13,6 @@ largest of them. Nothing is asserted here.
 import argparse
 import copy
 import math
-import os
 import pickle
 import statistics
 import subprocess
@@ -28,15 +27,15 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.autograd import DeviceType
+from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.data import DataLoader, TensorDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from colourization import (AverageOfWeights, DilatedUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
-                           batches, choose_device, classification, get_rgb_cat, load_colours, multiplies_bfloat16,
-                           train_epoch)
-from load_data import ARCHIVE  # noqa: E402
+                           choose_device, classification, get_rgb_cat, multiplies_bfloat16, train_epoch)
+from load_data import ARCHIVE, batches, load_colours  # noqa: E402
 
 COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
 FLOP = 112e6  # of a training step of the UNet, a picture
@@ -171,16 +170,17 @@ def training(make, batch_size, pictures, device):
 
     model = make(3, 32, len(COLOURS)).to(device, memory_format=torch.channels_last)
     learner = copy.deepcopy(model)
-    weights = AverageOfWeights(model, learner)
+    average = AverageOfWeights(model, learner)
     optimizer = torch.optim.AdamW(learner.parameters(), weight_decay=0, fused=True)
+    scheduler = ConstantLR(optimizer, factor=1)
     train_set, generator = [grey.to(device), cats.to(device)], torch.Generator()
 
     other = reference_network(make).to(device)
     its_optimizer = torch.optim.Adam(other.parameters())
     loader = DataLoader(TensorDataset(grey, cats[:, 0].long()), batch_size, shuffle=True)
     return (lambda: reference_epoch(other, its_optimizer, loader, device),
-            lambda: train_epoch(learner, optimizer, classification, batches(train_set, batch_size, generator),
-                                weights.update, multiplies_bfloat16(device)))
+            lambda: train_epoch(learner, average, optimizer, scheduler, classification,
+                                batches(train_set, batch_size, generator), multiplies_bfloat16(device)))
 
 
 def steps(args, device):
@@ -198,7 +198,8 @@ def dilation(args, device):
     mine = MyDilatedConv2d(64, 64, 3, dilation=1).to(device)
     torchs = nn.Conv2d(64, 64, 3, padding=2, dilation=2).to(device)
     for batch_size in (10, 100):
-        x = torch.randn(batch_size, 64, 8, 8, device=device).to(memory_format=torch.channels_last).requires_grad_()
+        x = torch.randn(batch_size, 64, 8, 8, device=device)
+        x = x.to(memory_format=torch.channels_last).requires_grad_()
 
         def work(layer, bfloat16):
             def forward_and_backward():
@@ -254,25 +255,32 @@ def gpu_loop(device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--data', default='data', help='where CIFAR-10 is, for the whole command (default: data)')
-    parser.add_argument('--only', metavar='PART', choices=['machine', 'step', 'dilation', 'colours', 'command', 'loop'],
+    parser.add_argument('--data', default='data',
+                        help='where CIFAR-10 is, for the whole command (default: data)')
+    parser.add_argument('--only', metavar='PART',
+                        choices=['machine', 'step', 'dilation', 'colours', 'command', 'loop'],
                         help='one of %(choices)s; colours and command are of the CPU, loop is of the GPU')
     parser.add_argument('--rounds', type=int, default=7, help='of each comparison (default: %(default)s)')
-    parser.add_argument('--command_rounds', type=int, default=3, help='of the whole command (default: %(default)s)')
-    parser.add_argument('--gpu', action='store_true', help='measure steps, dilation and the training loop there')
-    parser.add_argument('--reference', metavar='DATA', help='run the reference script instead, with -b and -e')
+    parser.add_argument('--command_rounds', type=int, default=3,
+                        help='of the whole command (default: %(default)s)')
+    parser.add_argument('--gpu', action='store_true',
+                        help='measure steps, dilation and the training loop there')
+    parser.add_argument('--reference', metavar='DATA',
+                        help='run the reference script instead, with -b and -e')
     parser.add_argument('-b', type=int, default=10)
     parser.add_argument('-e', type=int, default=5)
     args = parser.parse_args()
     if args.reference:
         return reference_script(args.reference, args.b, args.e)
 
-    device = choose_device(args)
+    device = choose_device(args.gpu)
     parts = {'machine': lambda: machine(device),
              'step': lambda: steps(args, device),
              'dilation': lambda: dilation(args, device)}
-    parts |= ({'colours': lambda: colours(args), 'command': lambda: command(args)} if device.type == 'cpu' else
-              {'loop': lambda: gpu_loop(device)})
+    if device.type == 'cpu':
+        parts |= {'colours': lambda: colours(args), 'command': lambda: command(args)}
+    else:
+        parts['loop'] = lambda: gpu_loop(device)
     chosen = [args.only] if args.only else list(parts)
     if not {*chosen} <= {*parts}:
         parser.error(f'{args.only} cannot be measured on this device')

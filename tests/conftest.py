@@ -1,15 +1,27 @@
 """What several tests share: the scripts as a user runs them, and the real data where it is."""
 
+import io
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-import pytest
+# One thread, also for the scripts that are started: two wait for each other on a busy machine.
+os.environ['OMP_NUM_THREADS'] = '1'
+
+import pytest  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+WRITEUP = ROOT / 'outputs/writeup'
+sys.path[:0] = [str(ROOT), str(WRITEUP)]
+
+
+def pytest_configure(config):
+    config.addinivalue_line('markers', 'slow: left out unless -m says otherwise')
+    config.option.markexpr = config.option.markexpr or 'not slow'
 
 
 def obey_ctrl_c():
@@ -18,15 +30,39 @@ def obey_ctrl_c():
 
 
 @pytest.fixture
-def run_script(tmp_path):
-    """Run a script of the project in an empty folder; returns the finished process.
+def start_script(tmp_path):
+    """Run a script of the project as a process in an empty folder; returns it when it has finished.
 
     Settings of the environment, `HTTPS_PROXY='…'` say, are given by name.
     """
-    def run(script, *arguments, **environment):
+    def start(script, *arguments, **environment):
         return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=tmp_path,
-                              env=os.environ | environment, capture_output=True, text=True,
-                              timeout=600)
+                              env=os.environ | environment, capture_output=True, text=True, timeout=600)
+    return start
+
+
+@pytest.fixture
+def run_script(tmp_path, monkeypatch):
+    """Like `start_script`, but in this process, which spares the seconds that the imports take."""
+    def run(script, *arguments):
+        out, err = (io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in range(2))
+        status = 0
+        with monkeypatch.context() as patch:
+            patch.chdir(tmp_path)
+            patch.setattr(sys, 'argv', [str(ROOT / script), *map(str, arguments)])
+            patch.setattr(sys, 'stdout', out)
+            patch.setattr(sys, 'stderr', err)
+            try:
+                runpy.run_path(str(ROOT / script), run_name='__main__')
+            except SystemExit as end:
+                status = end.code
+                if isinstance(status, str):  # which Python prints at the end, with status 1
+                    status = print(status, file=err) or 1
+        printed = []
+        for stream in (out, err):
+            stream.flush()
+            printed.append(stream.buffer.getvalue().decode())
+        return SimpleNamespace(returncode=status or 0, stdout=printed[0], stderr=printed[1])
     return run
 
 

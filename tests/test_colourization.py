@@ -1,33 +1,32 @@
 """Colours, pictures, checkpoints and training, against closed forms and brute force."""
 
+import gc
+import inspect
 import io
 import pickle
 import re
 import struct
-from argparse import Namespace
 from collections import OrderedDict
 from pathlib import Path
-from weakref import ref
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import affine_transform
+from torch.optim.lr_scheduler import ConstantLR, StepLR
 
 import colourization
 from colour_regression import RegressionCNN
-from colourization import (CNN, DUNet, MOVES, NUM_LEVELS, UNet, AverageOfWeights, MyConv2d, add_prior, augment,
-                           average, baselines, batches, classification, colour_counts, colourfulness,
-                           draw_pictures, get_cat_rgb, get_rgb_cat, grey_levels, hold_out,
-                           kmeans_colours, load_colours, load_model, log_frequencies, mosaic,
-                           parse_args, process, psnr, put_grey_back,
-                           run_validation_step, save_checkpoint, save_history, scores_to_rgb, shipped,
-                           train_epoch, whole_file)
-from load_data import InputError, load_cifar10
+from colourization import (CNN, DUNet, NUM_LEVELS, UNet, AverageOfWeights, MyConv2d, add_prior, baselines,
+                           classification, colour_counts, colourfulness, draw_pictures, find_shipped,
+                           get_cat_rgb, get_rgb_cat, grey_levels, kmeans_colours, load_model, log_frequencies,
+                           mosaic, parse_args, process, psnr, put_grey_back, run_validation_step,
+                           save_checkpoint, save_history, scores_to_rgb, train_epoch, training_settings)
+from conftest import ROOT
+from load_data import MOVES, InputError, augment, batches, hold_out, load_cifar10, load_colours, whole_file
 from test_data import Runs, python2_string
 
-ROOT = colourization.HERE
 HANDOUT = MOVES[:4]  # of which there is a test by hand
 
 
@@ -150,10 +149,11 @@ def test_shipped_colours_are_near_to_the_horses(num_colours, distance, cifar10):
     pixels = rgb.transpose(0, 2, 3, 1).reshape(-1, 3)
     colours = np.load(ROOT / f'colour/colour_kmeans{num_colours}_cat7.npy')
     assert colours.shape == (num_colours, 3) and colours.dtype == np.float32
-    nearest = np.full(len(pixels), np.inf, np.float32)
-    for colour in colours:
-        np.minimum(nearest, np.square(pixels - colour).sum(axis=1), out=nearest)
-    assert nearest.mean() <= distance
+    nearest = []  # (p - c)^2 = p^2 - (2 p c - c^2)
+    for part in np.array_split(pixels, 100):
+        products = 2 * colours @ part.T - np.square(colours).sum(axis=1, keepdims=True)
+        nearest.append(np.square(part).sum(axis=1) - products.max(axis=0))
+    assert np.concatenate(nearest).mean(dtype=float) <= distance
 
 
 # ---------------------------------------------------------------------------
@@ -171,7 +171,7 @@ def test_process_selects_a_category_and_makes_it_grey():
     assert 0 <= rgb.min() and rgb.max() < 1 and grey.max() < 1
     assert process(xs, ys, max_pixel=512.0)[0].max() < 0.5
     assert len(process(xs, ys, category=9)[0]) == 1
-    assert np.array_equal(process(xs, ys, category=None)[0], xs / np.float32(256))
+    assert np.array_equal(process(xs, ys, category='all')[0], xs / np.float32(256))
 
 
 def test_process_says_so_where_no_picture_is_of_the_category():
@@ -225,7 +225,8 @@ def test_zooming_equals_an_affine_transform_of_scipy():
         zoomed, = augment([picture[None]], ['zoom'], torch.Generator().manual_seed(seed))
         generator = torch.Generator().manual_seed(seed)
         scale = torch.rand((), generator=generator).item() / 2 + 0.75
-        shifts = [torch.randint(-size // 8, size // 8 + 1, (), generator=generator).item() for size in (16, 32)]
+        shifts = [torch.randint(-size // 8, size // 8 + 1, (), generator=generator).item()
+                  for size in (16, 32)]
         expected = [affine_transform(channel, [scale, scale], order=0, mode='mirror', offset=[
             (size - 1) / 2 * (1 - scale) + shift for size, shift in zip((16, 32), shifts)])
             for channel in picture.numpy()]
@@ -250,10 +251,9 @@ def test_training_batches_are_augmented_and_still_belong_together():
     grey = torch.rand(10, 1, 4, 4)
     plain, moved = (list(batches((grey, grey * 2), 4, torch.Generator().manual_seed(0), moves))
                     for moves in (['classes'], ['flip_ud']))
-    assert torch.equal(plain[0][0], moved[0][0]) or torch.equal(plain[0][0].sort(2)[0],
-                                                                moved[0][0].sort(2)[0])
-    for x, y in moved:
-        assert torch.equal(2 * x, y)
+    for (x, _), (moved_x, moved_y) in zip(plain, moved, strict=True):
+        assert torch.equal(x.sort(dim=2).values, moved_x.sort(dim=2).values)  # the same rows, but elsewhere
+        assert torch.equal(2 * moved_x, moved_y)
     assert not all(torch.equal(a[0], b[0]) for a, b in zip(plain, moved))
 
 
@@ -305,6 +305,11 @@ def test_temperature_goes_from_the_likeliest_colour_over_the_annealed_mean_to_th
             assert ours[n, :, row, column] == pytest.approx(expected, abs=1e-5)
         assert np.array_equal(scores_to_rgb(scores, colours)[n, :, row, column], colours[p.argmax()])
     assert scores_to_rgb(scores, colours, 1e-4) == pytest.approx(scores_to_rgb(scores, colours), abs=1e-3)
+
+
+def test_outputs_without_colours_are_rgb_brought_into_its_range():
+    rgb = scores_to_rgb(torch.tensor([-0.5, 0.25, 1.5]).reshape(1, 3, 1, 1), None)
+    assert rgb.ravel().tolist() == [0, 0.25, 1]
 
 
 def test_grey_levels_are_the_sums_of_the_bytes():
@@ -570,20 +575,24 @@ def test_validation_does_not_depend_on_the_batch_size(batch_size):
 
 
 def test_training_step_equals_one_written_by_hand():
-    """Two epochs of Adam, in the order of the same generator, with batches of 4, 4 and 2."""
+    """Two epochs of Adam, in the order of the same generator, with batches of 4, 4 and 2.
+
+    The learning rate is halved after every other step.
+    """
     grey, cats = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
     ours, reference = UNet(3, 4, 5), UNet(3, 4, 5)
     reference.load_state_dict(ours.state_dict())
-    losses, steps = [], []
+    average, losses = AverageOfWeights(UNet(3, 4, 5), ours), []
     optimizer = torch.optim.Adam(ours.parameters(), lr=0.01)
+    scheduler = StepLR(optimizer, step_size=2, gamma=0.5)
     generator = torch.Generator().manual_seed(3)
     for _ in range(2):
-        losses.append(train_epoch(ours, optimizer, classification, batches((grey, cats), 4, generator),
-                                  lambda: steps.append(1))['loss'])
+        losses.append(train_epoch(ours, average, optimizer, scheduler, classification,
+                                  batches((grey, cats), 4, generator))['loss'])
 
     expected = []
     optimizer = torch.optim.Adam(reference.parameters(), lr=0.01)
-    generator = torch.Generator().manual_seed(3)
+    generator, steps = torch.Generator().manual_seed(3), 0
     reference.train()
     for _ in range(2):
         order, total = torch.randperm(10, generator=generator), 0
@@ -591,26 +600,39 @@ def test_training_step_equals_one_written_by_hand():
             loss = F.cross_entropy(reference(grey[part]), cats[part].squeeze(1))
             optimizer.zero_grad()
             loss.backward()
+            optimizer.param_groups[0]['lr'] = 0.01 / 2**(steps // 2)
             optimizer.step()
+            steps += 1
             total += loss.item() * len(part)
         expected.append(total / 10)
     assert losses == pytest.approx(expected, rel=1e-5)
-    assert len(steps) == 6
+    assert average.step == steps == 6
     for a, b in zip(ours.state_dict().values(), reference.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_metrics_are_averaged_over_the_pictures_and_not_kept():
-    alive = []
+@pytest.mark.parametrize('step', ['training', 'validation'])
+def test_metrics_are_averaged_over_the_pictures_and_not_kept(step, request):
+    """Batches of 4, 4, 4, 4 and 2: after the second, no tensor more may be alive than before it."""
+    model, grey, alive = CNN(1, 1, 2), torch.rand(18, 1, 4, 4), []
 
-    def results():
-        for n in (4, 4, 2):
-            assert sum(metric() is not None for metric in alive) <= 1  # the last one may still have a name
-            loss = torch.tensor(float(n))
-            alive.append(ref(loss))
-            yield n, {'loss': loss}
+    def objective(outputs, targets):
+        gc.collect()
+        alive.append(sum(type(thing) is torch.Tensor for thing in gc.get_objects()))
+        return {'loss': 0 * outputs.sum() + len(outputs), 'accuracy': torch.tensor(len(alive) / 5)}
 
-    assert average(results()) == {'loss': pytest.approx(3.6)}
+    gc.collect()
+    gc.freeze()  # what is there already is not looked through
+    request.addfinalizer(gc.unfreeze)
+    if step == 'validation':
+        metrics = run_validation_step(model, objective, grey, grey, batch_size=4)
+    else:
+        optimizer = torch.optim.SGD(model.parameters())
+        metrics = train_epoch(model, AverageOfWeights(CNN(1, 1, 2), model), optimizer,
+                              ConstantLR(optimizer, factor=1), objective, batches((grey, grey), 4))
+    assert metrics == pytest.approx({'loss': (4 * 16 + 4) / 18,
+                                     'accuracy': (4 * (0.2 + 0.4 + 0.6 + 0.8) + 2) / 18})
+    assert len(alive) == 5 and len(set(alive[1:])) == 1
 
 
 @pytest.mark.parametrize('bfloat16', [False, True])
@@ -646,17 +668,17 @@ def test_average_of_weights_has_the_closed_form_of_polynomial_decay():
 
 def test_psnr_of_a_tenth_is_twenty_decibels():
     assert psnr(0.1**2) == pytest.approx(20)
+    assert psnr(0) == np.inf
 
 
-def training(tmp_path, make=UNet, **changes):
-    args = Namespace(batch_size=4, epochs=2, learn_rate=0.001, seed=0, plot=False, name=make.__name__,
-                     data='sample', outdir=tmp_path, checkpoint=tmp_path / 'w.pkl', colours=None,
-                     schedule='constant', weight_decay=0., augment=[], float32=True, resume=False,
-                     kernel=3, num_filters=4, prior=0, category=7, hold_out=0)
-    vars(args).update(changes)
-    torch.manual_seed(args.seed)
+def training(tmp_path, make=UNet, *, seed=0, **changes):
+    """Train a small network on ten pictures of noise; returns the weights that its checkpoint has."""
+    settings = {'batch_size': 4, 'epochs': 2, 'float32': True} | changes
+    torch.manual_seed(seed)
     data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
-    colourization.train(make(3, 4, 5), classification, data, data, args, None)
+    colourization.train(make(3, 4, 5), classification, data, data,
+                        about={'model': make.__name__, 'data': 'sample pictures'},
+                        checkpoint=tmp_path / 'w.pkl', outdir=tmp_path, seed=seed, **settings)
     return torch.load(tmp_path / 'w.pkl', weights_only=True)
 
 
@@ -777,16 +799,42 @@ def test_curves_show_the_history(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: drawn.append(figure))
     history = [{'epoch': e, 'seconds': e, 'train_loss': 3 - e, 'train_accuracy': e / 10,
                 'val_loss': 4 - e, 'val_accuracy': e / 20} for e in (1, 2, 3)]
-    save_history(history, Namespace(name='UNet', outdir=tmp_path, data='sample', augment=['classes']))
+    save_history(history, tmp_path, 'UNet', 'what the figure says above')
     (figure,) = drawn
     for axes, measure in zip(figure.axes, ('loss', 'accuracy'), strict=True):
         for line, part in zip(axes.lines, ('train', 'val'), strict=True):
             assert list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == [record[f'{part}_{measure}'] for record in history]
-    assert figure.get_suptitle() == 'UNet, trained on sample pictures and the other classes'
+    assert figure.get_suptitle() == 'what the figure says above'
     rows = (tmp_path / 'history_UNet.csv').read_text().splitlines()
     assert rows[0].split(',') == list(history[0])
     assert [[float(v) for v in row.split(',')] for row in rows[1:]] == [[*r.values()] for r in history]
+
+
+@pytest.mark.parametrize('augment, more', [([], ''), (['classes', 'zoom'], ' and the other classes')])
+def test_curves_say_what_was_trained_on(augment, more, tmp_path, monkeypatch):
+    titles = []
+    monkeypatch.setattr(colourization, 'draw_curves', lambda history, path, title: titles.append(title))
+    training(tmp_path, augment=augment)
+    assert titles == [f'UNet, trained on sample pictures{more}']
+
+
+def test_training_returns_its_history(tmp_path):
+    data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
+    history = colourization.train(UNet(3, 4, 5), classification, data, data, epochs=2, outdir=tmp_path,
+                                  about={'model': 'U', 'data': 'noise'}, checkpoint=tmp_path / 'w.pkl')
+    rows = (tmp_path / 'history_U.csv').read_text().splitlines()
+    assert rows == [','.join(map(str, row)) for row in (history[0], *(record.values() for record in history))]
+    assert [record['epoch'] for record in history] == [1, 2]
+
+
+def test_training_has_the_defaults_of_the_command_line():
+    parameters = inspect.signature(colourization.train).parameters.values()
+    defaults = {parameter.name: parameter.default for parameter in parameters
+                if parameter.default is not inspect.Parameter.empty}
+    assert defaults.pop('colours') is None and defaults.pop('draw') is None  # no settings of the training
+    defaults['augment'] = list(defaults['augment'])
+    assert defaults == training_settings(parse_args(['-m', 'UNet']))
 
 
 def test_flags_have_the_defaults_of_the_course():
@@ -800,10 +848,10 @@ def test_flags_have_the_defaults_of_the_course():
 def test_files_of_the_user_come_before_the_shipped_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     name = 'colour/colour_kmeans24_cat7.npy'
-    assert shipped(name) == ROOT / name
+    assert find_shipped(name) == ROOT / name
     (tmp_path / 'colour').mkdir()
     (tmp_path / name).write_bytes(b'mine')
-    assert shipped(name).read_bytes() == b'mine'
+    assert find_shipped(name).read_bytes() == b'mine'
 
 
 def test_file_behind_a_link_is_written_and_what_is_no_file_is_not(tmp_path):

@@ -752,16 +752,21 @@ def test_full_disk_ends_in_one_line_that_blames_no_mirror(program, tmp_path):
 
 def places(photographs, crops):
     """The pixels of the photographs that the crops show, found by looking everywhere."""
+    crops = crops.transpose(0, 2, 3, 1)
+    starts = {crop[0].tobytes(): [] for crop in crops}  # where the first row of a crop is
+    for number, photo in enumerate(photographs):
+        for row in range(photo.shape[0] - 31):
+            line = photo[row].tobytes()
+            for column in range(photo.shape[1] - 31):
+                if line[3 * column:3 * column + 96] in starts:
+                    starts[line[3 * column:3 * column + 96]].append((number, row, column))
     shown = [np.zeros(photo.shape[:2], bool) for photo in photographs]
-    windows = [np.lib.stride_tricks.sliding_window_view(photo, (32, 32), (0, 1))
-               for photo in photographs]
     for crop in crops:
         found = False
-        for window, mask in zip(windows, shown):
-            corner = window[:, :, :, 0, 0] == crop[:, 0, 0]
-            for row, column in np.argwhere(corner.all(axis=2)):
-                if np.array_equal(window[row, column], crop):
-                    mask[row:row + 32, column:column + 32] = found = True
+        for number, row, column in starts[crop[0].tobytes()]:
+            window = np.s_[row:row + 32, column:column + 32]
+            if np.array_equal(photographs[number][window], crop):
+                shown[number][window] = found = True
         assert found, 'a crop is in neither photograph'
     return shown
 
@@ -776,7 +781,7 @@ def test_sample_crops_of_training_and_validation_are_disjoint():
     assert x_train.dtype == x_test.dtype == y_train.dtype == np.uint8
     assert (y_train == 7).all() and (y_test == 7).all()
     photographs = load_sample_images().images
-    for train, test in zip(places(photographs, x_train[::5]), places(photographs, x_test)):
+    for train, test in zip(places(photographs, x_train), places(photographs, x_test)):
         assert not (train & test).any()
 
 

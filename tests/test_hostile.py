@@ -14,9 +14,9 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from argparse import Namespace
 from collections import OrderedDict
 from contextlib import contextmanager
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -26,9 +26,9 @@ from PIL import Image
 
 import activations
 import colourization
-from colourization import (CNN, UNet, colourize, complaint, draw_pictures, report, run, save_checkpoint,
-                           whole_file)
-from load_data import InputError
+from colourization import (CNN, UNet, colourize, complaint, draw_pictures, load_model, read_checkpoint,
+                           report, run, save_checkpoint)
+from load_data import InputError, load_colours, read_picture, whole_file
 from test_data import Runs
 
 RNG = np.random.default_rng(0)
@@ -304,7 +304,8 @@ def broken_checkpoints():
         'number as name': saved(state | {5: torch.zeros(1)}),
         'UNet': saved(UNet(3, 4, 24).state_dict()),
         'integers': saved({name: t.to(torch.int8) for name, t in state.items()}),
-        'complex': floats(lambda t: t + 1j), 'one NaN': floats(lambda t: torch.where(t == t.max(), np.nan, t)),
+        'complex': floats(lambda t: t + 1j),
+        'one NaN': floats(lambda t: torch.where(t == t.max(), np.nan, t)),
         'infinite': state_with('finalconv.bias', torch.full((24,), np.inf)),
         'infinite once in float32': floats(lambda t: t.double() + 1e300),
         'too large to add': floats(lambda t: torch.full_like(t, 3e38)),
@@ -345,7 +346,7 @@ def test_broken_checkpoints_are_refused(kind, tmp_path, refused):
 def test_weights_of_other_precision_are_taken(dtype, tmp_path):
     state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in small_state().items()}
     torch.save(state, tmp_path / 'w.pkl')
-    model, _ = colourization.load_model(CNN, tmp_path / 'w.pkl')
+    model, _ = load_model(CNN, tmp_path / 'w.pkl')
     assert all(torch.equal(t, state[name].float()) for name, t in model.state_dict().items()
                if name in state and t.is_floating_point())
 
@@ -365,7 +366,7 @@ def test_attributes_that_hide_methods_do_no_harm(tmp_path):
     for name in ('isfinite', 'element_size'):
         setattr(state['finalconv.bias'], name, 5)
     torch.save(State(state), tmp_path / 'w.pkl')
-    model, _ = colourization.load_model(CNN, tmp_path / 'w.pkl')
+    model, _ = load_model(CNN, tmp_path / 'w.pkl')
     assert torch.equal(model.finalconv.bias, small_state()['finalconv.bias'])
 
 
@@ -420,7 +421,7 @@ def test_long_thin_picture_is_shown_as_no_more_pixels_than_others(shape):
 def test_animation_is_coloured_by_its_first_picture(tmp_path):
     frames = [Image.new('RGB', (8, 8), (v, v, v)) for v in (50, 200)]
     frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
-    grey, _ = colourization.read_picture(tmp_path / 'a.gif')
+    grey, _ = read_picture(tmp_path / 'a.gif')
     assert grey * 255 == pytest.approx(50)
 
 
@@ -456,13 +457,16 @@ CNN_WEIGHTS = 'weights/cnn_k3_f32.pkl'
     *((f'--image a.png --image_size {value}', 2, '--image_size') for value in ('0', '-8', HUGE, '1.5', 'x')),
     *((f'--kmeans {value}', 2, '--kmeans') for value in ('0', '-1', '257', HUGE, '2.5', 'x')),
     ('-m cnn', 2, 'DUNet'), ('-m RegressionCNN', 2, 'RegressionCNN'), ('-m CNN --train', 2, '--train'),
-    ('-m CNN --gpu 0', 2, '0'), ('-m CNN c.npy', 2, 'c.npy'), ('--kmeans 3 --valid', 2, '--valid'),
+    ('-m CNN --gpu 0', 2, '0'), ('-m CNN c.npy', 2, 'c.npy'), ('-m CNN --category None', 2, '--category'),
+    *((f'{one} {other}', 2, f'{other.split()[0]}: not allowed with argument {one.split()[0]}')
+      for one, other in combinations(['--image a.png', '--kmeans 3', '--valid', '--resume', '--summary'], 2)),
     ('--kmeans 3 -c c.npy', 2, '--colours'), ('--kmeans 3 --checkpoint w.pkl', 2, '--checkpoint'),
     (f'-m CNN --valid --checkpoint {CNN_WEIGHTS} --prior', 1, 'leave out --prior'),
     ('-m UNet --valid --checkpoint weights/unet_prior_k3_f32.pkl --prior 5', 1, '766'),
     ("-m CNN -c ''", 1, 'directory'), ('-m CNN -c folder', 1, 'directory'),
     ('-m CNN -c dangling', 1, 'dangling is missing'), ('-m CNN -c w.pkl --checkpoint c.npy', 1, 'c.npy'),
-    ("-m CNN --valid --checkpoint ''", 1, 'directory'), ('-m CNN --valid --checkpoint folder', 1, 'directory'),
+    ("-m CNN --valid --checkpoint ''", 1, 'directory'),
+    ('-m CNN --valid --checkpoint folder', 1, 'directory'),
     ('-m CNN --valid --checkpoint text/w.pkl', 1, 'text/w.pkl'),
     ('-m CNN --valid --checkpoint http://example.org/w.pkl', 1, 'example.org'),
     ('-m CNN --valid --checkpoint loop', 1, 'loop'), (f'-m CNN --valid --checkpoint {300 * "x"}', 1, 'long'),
@@ -491,7 +495,8 @@ def test_wrong_flags_are_found_before_any_work(flags, status, word, tmp_path, re
     assert found == status and word in line
 
 
-@pytest.mark.parametrize('script', ['colourization -m UNet', 'colourization -m DUNet', 'colour_regression --train'])
+@pytest.mark.parametrize('script', ['colourization -m UNet', 'colourization -m DUNet',
+                                    'colour_regression --train'])
 def test_training_does_not_overwrite_the_checkpoint_of_another_model(script, tmp_path, refused):
     save_checkpoint(CNN(3, 2, 24), tmp_path / 'w.pkl')
     before = (tmp_path / 'w.pkl').read_bytes()
@@ -523,8 +528,7 @@ def ordinary_user():
             os.seteuid(0)
 
 
-@pytest.mark.parametrize('read', [colourization.read_checkpoint, colourization.load_colours,
-                                  colourization.read_picture])
+@pytest.mark.parametrize('read', [read_checkpoint, load_colours, read_picture])
 def test_file_that_may_not_be_read_is_said_by_name(read, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tmp_path.chmod(0o755)
@@ -548,8 +552,8 @@ def full_disk(room):
 
 
 def write_json(path):
-    args = Namespace(name='CNN', data='sample', hold_out=0, checkpoint=path, outdir=path.parent)
-    report(args, {'loss': 1.0}, {}, {'x' * 9000: 0.5})
+    about = {'model': 'CNN', 'data': 'sample pictures'}
+    report(about, {'loss': 1.0}, {'x' * 9000: 0.5}, {}, path.parent)
 
 
 WRITERS = {
@@ -590,7 +594,7 @@ def test_full_disk_leaves_the_old_file(name, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize('environment', [
     {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'},
     {'PYTHONIOENCODING': 'ascii:strict', 'PYTHONUTF8': '0'}])
-def test_names_of_any_letters_work_in_any_locale_without_a_display(environment, run_script, tmp_path):
+def test_names_of_any_letters_work_in_any_locale_without_a_display(environment, start_script, tmp_path):
     folder = tmp_path / 'zwei Wörter 馬'
     folder.mkdir()
     (folder / 'Bild äöü 馬.png').write_bytes(png())
@@ -598,13 +602,13 @@ def test_names_of_any_letters_work_in_any_locale_without_a_display(environment, 
     (folder / 'Gewichte 馬.pkl').write_bytes(saved(small_state()))
     flags = ['-m', 'CNN', '--checkpoint', folder / 'Gewichte 馬.pkl', '-c', folder / 'Farben 馬.npy',
              '--outdir', folder / 'Ausgabe ß']
-    environment |= {'DISPLAY': '', 'WAYLAND_DISPLAY': '', 'MPLBACKEND': ''}
+    environment = environment | {'DISPLAY': '', 'WAYLAND_DISPLAY': '', 'MPLBACKEND': ''}
     picture, lost = folder / 'Bild äöü 馬.png', folder / 'verloren 馬.png'
-    done = run_script('colourization.py', '--image', lost, picture, *flags, **environment)
+    done = start_script('colourization.py', '--image', lost, picture, *flags, **environment)
     assert done.returncode == 1 and done.stdout.startswith('Wrote ')
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
     assert (folder / 'Ausgabe ß/Bild äöü 馬_colour.png').exists()
     if 'LC_ALL' in environment:
-        done = run_script('colourization.py', '--valid', '--data', 'sample', *flags, **environment)
+        done = start_script('colourization.py', '--valid', '--data', 'sample', *flags, **environment)
         assert done.returncode == 0 and done.stderr == '', done.stderr
         assert (folder / 'Ausgabe ß/eval_CNN.png').exists()

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import colourization
-from colourization import CNN, HERE, MOVES, DUNet, UNet, AverageOfWeights, load_model
-from conftest import obey_ctrl_c
-from load_data import InputError
+import load_data
+from colourization import CNN, DUNet, UNet, AverageOfWeights, load_model
+from conftest import ROOT, obey_ctrl_c
+from load_data import MOVES, InputError
 from test_colourization import training
 
 STEPS = 3  # an epoch of `training`: ten pictures in batches of four
@@ -60,7 +61,11 @@ def assert_same(folder, other):
     {}, {'augment': MOVES}, {'schedule': 'onecycle', 'weight_decay': 0.1},
     {'schedule': 'onecycle', 'augment': MOVES}], ids=str)
 def test_resumed_run_equals_the_uninterrupted_one(make, settings, tmp_path, monkeypatch):
-    """Interrupted in the second, third and last of four epochs, at their begin and amid them."""
+    """Interrupted in the second, third and last of four epochs, at their begin and amid them.
+
+    The curves are left to the other tests: they show the history alone, and take longer than the training.
+    """
+    monkeypatch.setattr(colourization, 'draw_curves', lambda history, path, title: path.write_text(title))
     settings |= {'make': make, 'epochs': 4, 'learn_rate': 0.02}
     (tmp_path / 'whole').mkdir()
     training(tmp_path / 'whole', **settings)
@@ -87,7 +92,7 @@ def test_run_can_be_interrupted_again_and_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize('changes, word', [
     ({'epochs': 5}, 'epochs, 4'), ({'batch_size': 5}, 'batch_size, 4'), ({'seed': 1}, 'seed, 0'),
     ({'learn_rate': 0.1}, 'learn_rate, 0.001'), ({'schedule': 'onecycle'}, 'schedule, constant'),
-    ({'augment': ['flip_lr']}, 'augment'), ({'make': DUNet}, 'name, UNet')])
+    ({'augment': ['flip_lr']}, 'augment'), ({'make': DUNet}, 'model, UNet')])
 def test_run_is_not_resumed_with_other_flags(changes, word, tmp_path, monkeypatch):
     interrupted_after(STEPS + 1, monkeypatch, tmp_path, epochs=4)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -96,7 +101,7 @@ def test_run_is_not_resumed_with_other_flags(changes, word, tmp_path, monkeypatc
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
-def test_nothing_is_resumed_where_nothing_was_interrupted(tmp_path, monkeypatch):
+def test_nothing_is_resumed_where_nothing_was_interrupted(tmp_path):
     with pytest.raises(InputError, match='is finished'):
         training(tmp_path, resume=True)
     training(tmp_path)
@@ -114,7 +119,8 @@ def test_broken_state_is_not_resumed(tmp_path, monkeypatch):
         with pytest.raises(InputError, match='cannot be resumed'):
             training(tmp_path, resume=True)
     histories = [[1], [{'epoch': 1}], [{'epoch': 1, 'seconds': 1}] * 2]  # of two epochs in all
-    for content in [weights] + [torch.load(io.BytesIO(whole)) | {'history': history} for history in histories]:
+    states = [torch.load(io.BytesIO(whole)) | {'history': history} for history in histories]
+    for content in [weights, *states]:
         torch.save(content, state)
         with pytest.raises(InputError, match='cannot be resumed'):
             training(tmp_path, resume=True)
@@ -124,10 +130,10 @@ def test_broken_state_is_not_resumed(tmp_path, monkeypatch):
 def test_only_epochs_whose_state_was_saved_are_promised(epoch, promised, tmp_path, monkeypatch, capsys):
     real = colourization.save_state
 
-    def interrupted(run, generator, history, *arguments):
+    def interrupted(path, settings, parts, generator, history):
         if len(history) == epoch:
             raise KeyboardInterrupt
-        real(run, generator, history, *arguments)
+        real(path, settings, parts, generator, history)
 
     monkeypatch.setattr(colourization, 'save_state', interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -136,11 +142,74 @@ def test_only_epochs_whose_state_was_saved_are_promised(epoch, promised, tmp_pat
     assert (tmp_path / 'w.pkl.resume').exists() == bool(promised)
 
 
+def test_run_can_be_killed_anywhere(tmp_path):
+    """What lies on the disk at each line of the program is whole, and resumed to the same end.
+
+    A process that is killed leaves just that: what it has written, and no more.
+    """
+    whole, seen = tmp_path / 'whole', []
+    whole.mkdir()
+
+    def look(frame, event, argument):
+        if frame.f_globals.get('__name__') not in ('colourization', 'load_data'):
+            return None
+        files = {name: (whole / name).read_bytes() for name in ('w.pkl', 'w.pkl.resume')
+                 if (whole / name).exists()}
+        if not seen or files != seen[-1]:
+            seen.append(files)
+        return look
+
+    sys.settrace(look)
+    try:
+        training(whole, epochs=4)
+    finally:
+        sys.settrace(None)
+    # Weights, state; new weights, state; new weights, state; new weights; and no state any more.
+    assert [len(files) for files in seen] == [0, 1, 2, 2, 2, 2, 2, 2, 1]
+    for i, files in enumerate(seen):
+        folder = tmp_path / str(i)
+        folder.mkdir()
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        if 'w.pkl' in files:
+            load_model(UNet, folder / 'w.pkl')
+        if 'w.pkl.resume' in files:
+            training(folder, epochs=4, resume=True)
+            assert_same(folder, whole)
+
+
+def test_script_resumes_what_was_interrupted(run_script, tmp_path, monkeypatch):
+    """In the second of two epochs; it says how to go on, and ends with the same weights as without."""
+    real, epochs = load_data.batches, []
+
+    def interrupted(tensors, batch_size, generator=None, augmentations=()):
+        epochs.append(generator)  # of the training alone
+        if sum(generator is not None for generator in epochs) == 2:
+            raise KeyboardInterrupt
+        return real(tensors, batch_size, generator, augmentations)
+
+    words = ['colourization.py', '-m', 'CNN', '--data', 'sample', '-k', 1, '-f', 1, '-e', 2, '-b', 500,
+             '--augment', 'flip_lr', '--prior', 20, '--checkpoint']
+    assert run_script(*words, 'whole.pkl').stderr == ''
+    with monkeypatch.context() as patch:
+        patch.setattr(load_data, 'batches', interrupted)
+        done = run_script(*words, 'parts.pkl')
+    assert done.returncode == 130
+    assert done.stderr == 'interrupted: the weights so far are in parts.pkl; --resume goes on after epoch 1\n'
+    done = run_script(*words, 'parts.pkl', '--resume')
+    assert done.stderr == '' and done.stdout.startswith('Epoch [2/2], Loss')
+    whole, parts = (torch.load(tmp_path / name, weights_only=True) for name in ('whole.pkl', 'parts.pkl'))
+    assert whole['prior'].shape == (20, 24) and whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert not (tmp_path / 'parts.pkl.resume').exists()
+
+
 def run_for_ever(folder, seed):
     torch.set_num_threads(1)
     training(folder, epochs=10**6, seed=seed)
 
 
+@pytest.mark.slow
 def test_checkpoint_loads_whenever_a_run_is_killed(tmp_path):
     """A hundred runs, each killed at some instant after its first checkpoint."""
     rng = random.Random(0)
@@ -161,9 +230,10 @@ def test_checkpoint_loads_whenever_a_run_is_killed(tmp_path):
             (tmp_path / 'w.pkl').unlink()
 
 
+@pytest.mark.slow
 def test_killed_script_is_resumed(tmp_path):
     """With SIGKILL and with Ctrl-C, which says how to go on; the same weights as without."""
-    words = [sys.executable, HERE / 'colourization.py', '-m', 'CNN', '--data', 'sample', '-f', '4', '-e', '6',
+    words = [sys.executable, ROOT / 'colourization.py', '-m', 'CNN', '--data', 'sample', '-f', '4', '-e', '6',
              '-b', '50', '--prior', '20', '--augment', 'flip_lr']
 
     def start(folder, *flags):

@@ -7,11 +7,9 @@ import sys
 
 import pytest
 
+import experiments
 from colourization import parse_args
 from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / 'outputs'))
-import experiments  # noqa: E402
 
 
 def test_tables_of_part_f_are_those_of_its_runs():
@@ -35,9 +33,9 @@ def test_a_table_has_means_spreads_and_gains_seed_by_seed():
 
 
 def test_experiment_is_its_command(run_script, tmp_path):
-    command = 'colourization.py -m CNN -f 1 -e 2 --hold_out 50'
+    command = 'colourization.py -m CNN -f 1 -e 1 -b 500 --hold_out 50'
     run = experiments.train(command, 3, 'sample', 1)
-    done = run_script(*shlex.split(command), '--data', 'sample', '-s', 3, OMP_NUM_THREADS='1')
+    done = run_script(*shlex.split(command), '--data', 'sample', '-s', 3)
     with open(tmp_path / 'outputs/history_CNN.csv', newline='') as file:
         *_, last = csv.DictReader(file)
     assert done.returncode == 0 and run == {'command': command, 'seed': '3'} | last | {
@@ -62,7 +60,7 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
 
 
 def test_readme_has_the_table_of_the_comparison(cifar10, run_script, tmp_path):
-    done = run_script('outputs/comparison.py', '--data', cifar10, '--outdir', tmp_path)
+    done = run_script('outputs/writeup/comparison.py', '--data', cifar10, '--outdir', tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'comparison.png').stat().st_size > 50_000
     rows = re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', done.stdout, re.MULTILINE)

@@ -4,19 +4,15 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+import experiments
+import writeup
 from colourization import MyConv2d, UNet
-from conftest import ROOT
 from load_data import InputError
-
-sys.path.insert(0, str(ROOT / 'outputs'))
-import experiments  # noqa: E402
-import writeup  # noqa: E402
 
 
 def test_macros_are_what_the_result_files_give():
@@ -24,13 +20,13 @@ def test_macros_are_what_the_result_files_give():
 
 
 def test_pdf_was_made_from_these_files():
-    """From this text, these macros and these figures; on failure: outputs/writeup.py --only macros."""
+    """From this text, these macros and these figures; on failure: writeup.py --only macros."""
     keywords = re.findall(rb'sha256 ([0-9a-f]{64})', writeup.PDF.read_bytes())
     assert [key.decode() for key in keywords] == [writeup.checksum()]
 
 
 def test_numbers_are_those_of_the_shipped_weights():
-    """On failure: the weights are new, so outputs/writeup.py has to measure them."""
+    """On failure: the weights are new, so outputs/writeup/writeup.py has to measure them."""
     measured = json.loads(writeup.MEASURED.read_text())['weights']
     assert measured == writeup.checksums_of_weights()
 

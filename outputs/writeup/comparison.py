@@ -1,6 +1,6 @@
 """The same horses by the course's way and by the one that goes beyond it.
 
-    python outputs/comparison.py --data data
+    python outputs/writeup/comparison.py --data data
 
 Writes `figures/comparison.png`, and prints a table in Markdown: errors against the true pictures
 and colourfulness, over the 1,000 test horses.
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
 
 from colourization import (ANNEALED, SHOWN, UNet, draw_rows, judge, load_model, process,  # noqa: E402
                            psnr, put_grey_back, run, scores_to_rgb)
@@ -24,7 +25,7 @@ from load_data import load_cifar10  # noqa: E402
 @torch.no_grad()
 def colour(name, grey, temperature):
     """What a shipped UNet makes of grey pictures [N, 1, H, W]."""
-    model, colours = load_model(UNet, HERE.parent / 'weights' / name)
+    model, colours = load_model(UNet, ROOT / 'weights' / name)
     return np.concatenate([scores_to_rgb(model(x), colours, temperature)
                            for x in torch.from_numpy(grey).split(100)])
 

@@ -1,7 +1,7 @@
 """The write-up: measure what it needs, draw its figures, and typeset it.
 
-    python outputs/writeup.py --data data        # measure, and train what was never trained
-    python outputs/writeup.py --only macros      # typeset again, from the result files alone
+    python outputs/writeup/writeup.py --data data        # measure, and train what was never trained
+    python outputs/writeup/writeup.py --only macros      # typeset again, from the result files alone
 
 Writes `a2-writeup.pdf`, with pdflatex. No number in `a2-writeup.tex` is typed: they are the macros of
 `results/numbers.tex`, made from `results/writeup.json`, all that is measured here;
@@ -28,21 +28,20 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE)]
+ROOT, RESULTS, FIGURES = HERE.parent.parent, HERE / 'results', HERE / 'figures'
+sys.path[:0] = [str(ROOT), str(HERE)]
 
 import comparison  # noqa: E402
 import experiments  # noqa: E402
 from activations import activation_panels, record_activations  # noqa: E402
 from colour_regression import RegressionCNN, regression  # noqa: E402
 from colourization import (CNN, MODELS, STAGES, DUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
-                           architecture, baselines, batches, choose_sizes, classification, colour_counts,
-                           draw_pictures, get_rgb_cat, hold_out, judge, load_colours, load_model,
-                           mosaic, parse_args, process, psnr, put_grey_back, run, run_validation_step,
-                           scores_to_rgb, train, train_epoch, whole_file)
+                           architecture, baselines, classification, colour_counts, draw_curves,
+                           draw_pictures, get_rgb_cat, judge, load_model, mosaic, process, psnr,
+                           put_grey_back, run, run_validation_step, scores_to_rgb, train)
 from experiments import SEEDS, read_table, write_table  # noqa: E402
-from load_data import InputError, load_cifar10  # noqa: E402
+from load_data import InputError, batches, hold_out, load_cifar10, load_colours, whole_file  # noqa: E402
 
-ROOT, RESULTS, FIGURES = HERE.parent, HERE / 'results', HERE / 'figures'
 MEASURED, NUMBERS = RESULTS / 'writeup.json', RESULTS / 'numbers.tex'
 RUNS, HISTORY = RESULTS / 'writeup_runs.csv', RESULTS / 'history_b10_e25.csv'
 COURSE = RESULTS / 'course.json'
@@ -56,19 +55,19 @@ TEX, PDF = HERE / 'a2-writeup.tex', HERE / 'a2-writeup.pdf'
 SKIPS = {'upconv1': 'rfconv', 'upconv2': 'upconv1', 'finalconv': 'upconv2'}
 COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
 
-SHORT = '--schedule onecycle -l 0.03 -b 16 --hold_out 500'  # as in experiments.py
-PLANNED = {  # by name: the network, the skip connections that it does without, flags, enlargement
-    'UNet': (UNet, (), f'{SHORT} -e 3', 1),
-    'UNet without upconv1': (UNet, ('upconv1',), f'{SHORT} -e 3', 1),
-    'UNet without upconv2': (UNet, ('upconv2',), f'{SHORT} -e 3', 1),
-    'UNet without finalconv': (UNet, ('finalconv',), f'{SHORT} -e 3', 1),
-    'UNet without all': (UNet, tuple(SKIPS), f'{SHORT} -e 3', 1),
-    'DUNet': (DUNet, (), f'{SHORT} -e 3', 1),
-    'DUNet without all': (DUNet, tuple(SKIPS), f'{SHORT} -e 3', 1),
-    'UNet, 8 filters': (UNet, (), f'{SHORT} -e 4 -f 8', 1),
-    'DUNet, 8 filters': (DUNet, (), f'{SHORT} -e 4 -f 8', 1),
-    'UNet, 8 filters, 64x64': (UNet, (), f'{SHORT} -e 2 -f 8', 2),
-    'DUNet, 8 filters, 64x64': (DUNet, (), f'{SHORT} -e 2 -f 8', 2),
+SHORT = {'schedule': 'onecycle', 'learn_rate': 0.03, 'batch_size': 16}  # as in experiments.py
+PLANNED = {  # by name: the network, the skip connections that it does without, filters, epochs, enlargement
+    'UNet': (UNet, (), 32, 3, 1),
+    'UNet without upconv1': (UNet, ('upconv1',), 32, 3, 1),
+    'UNet without upconv2': (UNet, ('upconv2',), 32, 3, 1),
+    'UNet without finalconv': (UNet, ('finalconv',), 32, 3, 1),
+    'UNet without all': (UNet, tuple(SKIPS), 32, 3, 1),
+    'DUNet': (DUNet, (), 32, 3, 1),
+    'DUNet without all': (DUNet, tuple(SKIPS), 32, 3, 1),
+    'UNet, 8 filters': (UNet, (), 8, 4, 1),
+    'DUNet, 8 filters': (DUNet, (), 8, 4, 1),
+    'UNet, 8 filters, 64x64': (UNet, (), 8, 2, 2),
+    'DUNet, 8 filters, 64x64': (DUNet, (), 8, 2, 2),
 }
 
 
@@ -105,18 +104,16 @@ def training_pictures(data, enlargement=1):
 
 def train_short(name, seed, data):
     """Train one of PLANNED; returns its line of writeup_runs.csv."""
-    make, cuts, flags, enlargement = PLANNED[name]
+    make, cuts, num_filters, epochs, enlargement = PLANNED[name]
+    torch.manual_seed(seed)
+    model = make(3, num_filters, 24).to(memory_format=torch.channels_last)
+    for stage in cuts:
+        cut_skip(model, stage)
     with tempfile.TemporaryDirectory() as folder:
-        args = parse_args([*flags.split(), '-m', 'UNet', '-s', str(seed), '--outdir', folder,
-                           '--checkpoint', f'{folder}/weights.pkl'])
-        choose_sizes(args)
-        args.name = 'UNet'
-        torch.manual_seed(seed)
-        model = make(args.kernel, args.num_filters, 24).to(memory_format=torch.channels_last)
-        for stage in cuts:
-            cut_skip(model, stage)
-        train(model, classification, *training_pictures(data, enlargement), args, draw=None)
-        return {'run': name, 'seed': str(seed)} | read_table(Path(folder) / 'history_UNet.csv')[-1]
+        history = train(model, classification, *training_pictures(data, enlargement),
+                        about={'model': name, 'data': 'the horses of CIFAR-10'}, outdir=Path(folder),
+                        checkpoint=Path(folder, 'weights.pkl'), epochs=epochs, seed=seed, **SHORT)
+    return {'run': name, 'seed': str(seed)} | history[-1]
 
 
 def train_missing(data):
@@ -332,23 +329,10 @@ def desaturate(h):
 # ---------------------------------------------------------------------------
 
 
-def draw_curves():
+def draw_training():
     """C.2: the course's training, 25 epochs, of which the first 5 are the run of -e 5."""
-    history = read_table(HISTORY)
-    epochs = [int(record['epoch']) for record in history]
-    figure = Figure(figsize=(9, 2.7), layout='constrained')
-    for axes, measure in zip(figure.subplots(1, 2), ('loss', 'accuracy')):
-        for part, label, style in (('train', 'training', '--'), ('val', 'validation', '-')):
-            axes.plot(epochs, [float(record[f'{part}_{measure}']) for record in history], style,
-                      marker='.', label=label)
-        axes.axvline(5, color='grey', linewidth=1, linestyle=':')
-        axes.text(5.2, axes.get_ylim()[1], '-e 5 ends here', va='top')
-        if measure == 'accuracy':
-            axes.yaxis.set_major_formatter('{x:.0%}')
-        axes.set(xlabel='epoch', title=measure)
-        axes.grid(alpha=0.3)
-        axes.legend(loc='center right')
-    save_figure(figure, 'curves.png')
+    history = [{name: float(value) for name, value in record.items()} for record in read_table(HISTORY)]
+    draw_curves(history, FIGURES / 'curves.png', '', marks={5: '-e 5 ends here'})
 
 
 def brightness_edges(pictures):
@@ -409,9 +393,11 @@ def follow_gradients(h):
                 cut_skip(model, stage)
             optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
             seen = []
-            train_epoch(model, optimizer, classification,
-                        batches((grey, cats), 16, torch.Generator().manual_seed(seed)),
-                        lambda: seen.append(model.downconv1[0].weight.grad.norm().item()))
+            for x, y in batches((grey, cats), 16, torch.Generator().manual_seed(seed)):
+                optimizer.zero_grad()
+                classification(model(x), y)['loss'].backward()
+                optimizer.step()
+                seen.append(model.downconv1[0].weight.grad.norm().item())
             norms[name].append(seen)
     pairs = list(zip(norms['With'], norms['Without']))  # seed by seed
     return {'GradientFirstWith': [[seen[0] for seen in norms['With']], '.3f'],
@@ -618,7 +604,7 @@ def measure(data):
         print(what, flush=True)
         results[section.__name__] = {'what': what} | section(h)
     draw_networks(h)
-    draw_curves()
+    draw_training()
     with whole_file(MEASURED) as file:
         file.write(json.dumps(results, indent=1, default=float).encode() + b'\n')
 
@@ -703,7 +689,7 @@ def all_numbers():
 
 def macros():
     """The text of numbers.tex."""
-    lines = ['% Made by outputs/writeup.py from the result files; not to be edited.']
+    lines = ['% Made by outputs/writeup/writeup.py from the result files; not to be edited.']
     for name, value in all_numbers().items():
         if name.startswith('Table'):
             value = ' \\\\\n'.join(' & '.join(map(printed, row)) for row in value) + ' \\\\'
@@ -731,7 +717,7 @@ def typeset():
             try:
                 done = subprocess.run(command, cwd=HERE, capture_output=True, text=True, errors='replace')
             except FileNotFoundError as e:
-                raise InputError('pdflatex is missing: install it as the README says, or give --no-pdf') from e
+                raise InputError('pdflatex is missing: install it (see the README), or give --no-pdf') from e
             if done.returncode:
                 complaints = re.findall(r'^! .*|^l\.\d+.*', done.stdout, re.MULTILINE)
                 raise InputError(f'pdflatex: {" ".join(complaints)}')

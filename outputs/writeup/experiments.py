@@ -1,6 +1,6 @@
 """Part F by experiment: which augmentations help (F.1), and what tuning is worth (F.2).
 
-    python outputs/experiments.py --data data --jobs 2
+    python outputs/writeup/experiments.py --data data --jobs 2
 
 Every run is one command of colourization.py, validated on 500 training horses that it does not
 train on; the test horses have no part in it. Writes `results/experiments.csv`, a line a run with
@@ -21,9 +21,10 @@ from statistics import mean, stdev
 
 HERE = Path(__file__).resolve().parent
 RUNS, PAGE = HERE / 'results/experiments.csv', HERE / 'results/part_f.md'
-sys.path.insert(0, str(HERE.parent))
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(ROOT))
 
-from colourization import whole_file  # noqa: E402
+from load_data import whole_file  # noqa: E402
 
 SEEDS = [0, 1, 2]
 
@@ -93,7 +94,7 @@ green and blue serves best."""),
 
 INTRODUCTION = """# Part F, answered by experiment
 
-Made by `python outputs/experiments.py`; every run is a line of `experiments.csv`. All networks are
+Made by `python outputs/writeup/experiments.py`; every run is a line of `experiments.csv`. All networks are
 UNets, trained on 4,500 of the 5,000 training horses and validated on the other 500, with 24
 colours. Each number is the mean over three seeds ± its standard deviation; the gain in accuracy
 over the first row is in points, seed by seed. Losses are cross entropies; that of the training
@@ -120,7 +121,7 @@ def history(command, seed, data, threads):
     """Run a command; returns a line for each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         script, *flags = shlex.split(command)
-        subprocess.run([sys.executable, HERE.parent / script, *flags, '--seed', str(seed),
+        subprocess.run([sys.executable, ROOT / script, *flags, '--seed', str(seed),
                         '--data', data, '--outdir', folder], check=True, stdout=subprocess.DEVNULL,
                        env=os.environ | {'OMP_NUM_THREADS': str(threads)})
         path, = Path(folder).glob('history_*.csv')
