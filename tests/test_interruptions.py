@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -188,8 +189,9 @@ def test_script_resumes_what_was_interrupted(run_script, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(tensors, batch_size, generator, augmentations)
 
+    np.save(tmp_path / 'c.npy', [[0.2, 0.2, 0.2], [0.7, 0.7, 0.7]])
     words = ['colourization.py', '-m', 'CNN', '--data', 'sample', '-k', 1, '-f', 1, '-e', 2, '-b', 500,
-             '--augment', 'flip_lr', '--prior', 20, '--checkpoint']
+             '-c', 'c.npy', '--augment', 'flip_lr', '--prior', 20, '--checkpoint']
     assert run_script(*words, 'whole.pkl').stderr == ''
     with monkeypatch.context() as patch:
         patch.setattr(load_data, 'batches', interrupted)
@@ -199,7 +201,7 @@ def test_script_resumes_what_was_interrupted(run_script, tmp_path, monkeypatch):
     done = run_script(*words, 'parts.pkl', '--resume')
     assert done.stderr == '' and done.stdout.startswith('Epoch [2/2], Loss')
     whole, parts = (torch.load(tmp_path / name, weights_only=True) for name in ('whole.pkl', 'parts.pkl'))
-    assert whole['prior'].shape == (20, 24) and whole.keys() == parts.keys()
+    assert whole['prior'].shape == (20, 2) and whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert not (tmp_path / 'parts.pkl.resume').exists()
 

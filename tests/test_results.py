@@ -32,6 +32,7 @@ def test_a_table_has_means_spreads_and_gains_seed_by_seed():
     assert second == '| two | 2.000 ± 0.000 | 55.0 ± 5.3 | +3.0 ± 3.5 | 1.000 ± 0.000 |'
 
 
+@pytest.mark.slow
 def test_experiment_is_its_command(run_script, tmp_path):
     command = 'colourization.py -m CNN -f 1 -e 1 -b 500 --hold_out 50'
     run = experiments.train(command, 3, 'sample', 1)

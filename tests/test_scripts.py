@@ -260,9 +260,11 @@ def test_activations_are_of_the_pictures_asked_for(call_script):
 
 
 def test_same_seed_gives_the_same_checkpoint(run_script, tmp_path):
+    np.save(tmp_path / 'c.npy', [[0.2, 0.2, 0.2], [0.7, 0.7, 0.7]])
+
     def train(name, seed):
         done = run_script('colourization.py', '-m', 'CNN', '--data', 'sample', '-e', 1, '-f', 2,
-                          '-s', seed, '--checkpoint', name)
+                          '-c', 'c.npy', '-s', seed, '--checkpoint', name)
         assert done.returncode == 0 and all(line.endswith('(sample)') for line in done.stdout.splitlines())
         return torch.load(tmp_path / name, weights_only=True)
 
@@ -361,9 +363,9 @@ def test_closed_output_ends_the_program_quietly_and_saves(tmp_path):
     assert torch.load(tmp_path / 'w.pkl', weights_only=True)
 
 
-@pytest.mark.parametrize('command', ['colourization.py -m UNet --summary', 'colour_regression.py --help',
-                                     'colourization.py --image picture.png picture.png'])
-@pytest.mark.parametrize('unbuffered', ['', '1'])
+@pytest.mark.parametrize('command, unbuffered', [
+    ('colourization.py -m UNet --summary', ''), ('colourization.py -m UNet --summary', '1'),
+    ('colour_regression.py --help', '1'), ('colourization.py --image picture.png picture.png', '')])
 def test_output_that_nobody_reads_makes_no_noise(command, unbuffered, tmp_path):
     Image.new('L', (8, 8)).save(tmp_path / 'picture.png')
     reader, writer = os.pipe()
