@@ -1,5 +1,6 @@
 """The scripts as users run them: the handout's commands, wrong uses, interruptions."""
 
+import functools
 import importlib
 import io
 import json
@@ -17,6 +18,7 @@ from matplotlib.image import imread
 from PIL import Image
 
 import colourization
+import load_data
 from colour_regression import RegressionCNN
 from colourization import run
 from conftest import ROOT, obey_ctrl_c
@@ -119,10 +121,15 @@ BETTER_THAN = {  # the course's weights, by far: a loss, and an accuracy or PSNR
     'regression_cnn_k3_f32.pkl': (0.0060, 22.2)}
 
 
+read_once = functools.cache(load_cifar10)
+
+
 @pytest.mark.parametrize('name, loss, measure, command', [
     pytest.param(*row, id=row[0], marks=[pytest.mark.slow] * ('--category all' in row[-1]))
     for row in shipped_weights()])
-def test_readme_tells_what_the_shipped_weights_reach(name, loss, measure, command, cifar10, run_script):
+def test_readme_tells_what_the_shipped_weights_reach(name, loss, measure, command, cifar10, run_script,
+                                                          monkeypatch):
+    monkeypatch.setattr(load_data, 'load_cifar10', read_once)
     done = run_script(*shlex.split(command), '--data', cifar10)
     assert done.returncode == 0 and done.stderr == '', done.stderr
     last = done.stdout.splitlines()[-1]
@@ -493,8 +500,8 @@ def test_mistakes_of_the_program_itself_are_not_hidden():
         run(main)
 
 
-def test_wrong_use_ends_a_script_with_its_status(start_script):
-    assert fails(start_script('colourization.py', '--model', 'VNet'), 2, 'VNet')
+def test_wrong_use_ends_a_script_with_its_status(start_script, run_script):
+    assert fails(run_script('colourization.py', '--model', 'VNet'), 2, 'VNet')
     assert fails(start_script('activations.py', '--checkpoint', 'missing.pkl'), 1, 'missing.pkl')
 
 
