@@ -4,6 +4,7 @@ import io
 import os
 import runpy
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +13,47 @@ from types import SimpleNamespace
 # One thread, also for the scripts that are started: two wait for each other on a busy machine.
 os.environ['OMP_NUM_THREADS'] = '1'
 
-import pytest  # noqa: E402
-
 ROOT = Path(__file__).resolve().parent.parent
 WRITEUP = ROOT / 'outputs/writeup'
 sys.path[:0] = [str(ROOT), str(WRITEUP)]
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import colourization  # noqa: E402
 
 
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: left out unless -m says otherwise')
     config.option.markexpr = config.option.markexpr or 'not slow'
+
+
+def python2_string(data):
+    """The opcode of Python 2 for a str, which is bytes."""
+    if len(data) < 256:
+        return b'U' + bytes([len(data)]) + data
+    return b'T' + struct.pack('<I', len(data)) + data
+
+
+class Runs:
+    """A pickle of this calls the function as soon as it is loaded."""
+
+    def __init__(self, function, *arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+def training(tmp_path, make=colourization.UNet, *, seed=0, **changes):
+    """Train a small network on ten pictures of noise; returns the weights that its checkpoint has."""
+    settings = {'batch_size': 4, 'epochs': 2, 'float32': True} | changes
+    torch.manual_seed(seed)
+    data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
+    colourization.train(make(3, 4, 5), colourization.classification, data, data,
+                        about={'model': make.__name__, 'data': 'sample pictures'},
+                        checkpoint=tmp_path / 'w.pkl', outdir=tmp_path, seed=seed, **settings)
+    return torch.load(tmp_path / 'w.pkl', weights_only=True)
 
 
 def obey_ctrl_c():

@@ -24,8 +24,8 @@ from colourization import (CNN, DUNet, NUM_LEVELS, UNet, AverageOfWeights, MyCon
                            mosaic, parse_args, process, psnr, put_grey_back, run_validation_step,
                            save_checkpoint, save_history, scores_to_rgb, train_epoch, training_settings)
 from conftest import ROOT
+from conftest import Runs, python2_string, training
 from load_data import MOVES, InputError, augment, batches, hold_out, load_cifar10, load_colours, whole_file
-from test_data import Runs, python2_string
 
 HANDOUT = MOVES[:4]  # of which there is a test by hand
 
@@ -669,17 +669,6 @@ def test_average_of_weights_has_the_closed_form_of_polynomial_decay():
 def test_psnr_of_a_tenth_is_twenty_decibels():
     assert psnr(0.1**2) == pytest.approx(20)
     assert psnr(0) == np.inf
-
-
-def training(tmp_path, make=UNet, *, seed=0, **changes):
-    """Train a small network on ten pictures of noise; returns the weights that its checkpoint has."""
-    settings = {'batch_size': 4, 'epochs': 2, 'float32': True} | changes
-    torch.manual_seed(seed)
-    data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
-    colourization.train(make(3, 4, 5), classification, data, data,
-                        about={'model': make.__name__, 'data': 'sample pictures'},
-                        checkpoint=tmp_path / 'w.pkl', outdir=tmp_path, seed=seed, **settings)
-    return torch.load(tmp_path / 'w.pkl', weights_only=True)
 
 
 def test_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):

@@ -20,17 +20,10 @@ import numpy as np
 import pytest
 
 import load_data
-from conftest import ROOT, obey_ctrl_c
+from conftest import ROOT, Runs, obey_ctrl_c, python2_string
 from load_data import InputError, fetch, load_cifar10, read_batch, safe_unpickle
 
 NAMES = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch']
-
-
-def python2_string(data):
-    """The opcode of Python 2 for a str, which is bytes."""
-    if len(data) < 256:
-        return b'U' + bytes([len(data)]) + data
-    return b'T' + struct.pack('<I', len(data)) + data
 
 
 def python2_batch(x, labels):
@@ -130,16 +123,6 @@ def look_up_path(module, attributes):
 COMMAND = "open('victim', 'w')"
 CALL = text(COMMAND) + b'\x85R.'  # what was looked up is called with the command
 SHELL_CALL = text('echo > victim') + b'\x85R.'
-
-
-class Runs:
-    """A pickle of this calls the function as soon as it is loaded."""
-
-    def __init__(self, function, *arguments):
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self):
-        return self.function, self.arguments
 
 
 HOSTILE_PICKLES = {

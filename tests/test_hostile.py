@@ -28,8 +28,8 @@ import activations
 import colourization
 from colourization import (CNN, UNet, colourize, complaint, draw_pictures, load_model, read_checkpoint,
                            report, run, save_checkpoint)
+from conftest import Runs
 from load_data import InputError, load_colours, read_picture, whole_file
-from test_data import Runs
 
 RNG = np.random.default_rng(0)
 COLOURS = RNG.random((24, 3), dtype=np.float32)

@@ -17,9 +17,8 @@ import torch
 import colourization
 import load_data
 from colourization import CNN, DUNet, UNet, AverageOfWeights, load_model
-from conftest import ROOT, obey_ctrl_c
+from conftest import ROOT, obey_ctrl_c, training
 from load_data import MOVES, InputError
-from test_colourization import training
 
 STEPS = 3  # an epoch of `training`: ten pictures in batches of four
 
@@ -216,7 +215,7 @@ def test_checkpoint_loads_whenever_a_run_is_killed(tmp_path):
     """A hundred runs, each killed at some instant after its first checkpoint."""
     rng = random.Random(0)
     context = multiprocessing.get_context('forkserver')  # a fork of this process inherits locks
-    context.set_forkserver_preload(['test_colourization'])
+    context.set_forkserver_preload(['conftest'])
     for seed in range(100):
         process = context.Process(target=run_for_ever, args=(tmp_path, seed))
         process.start()

@@ -543,7 +543,7 @@ def test_unet_of_five_epochs_reaches_what_the_course_measured(cifar10, run_scrip
 
 
 def test_validation_needs_less_than_700_megabytes(cifar10, tmp_path):
-    resource = pytest.importorskip('resource', reason='measures memory on Unix only')
+    pytest.importorskip('resource', reason='measures memory on Unix only')
     code = ('import resource, subprocess, sys\n'
             'subprocess.run([sys.executable, *sys.argv[1:]], check=True)\n'
             'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
