@@ -688,19 +688,20 @@ def report(about, metrics, accuracies, judged, outdir):
                'baseline_accuracies': accuracies, 'pictures': judged}
     with whole_file(outdir / f'metrics_{about["model"]}.json') as file:
         file.write(json.dumps(results, indent=2).encode() + b'\n')
-    lines = [f'The results are in {outdir}']
-    for name, measured in judged.items():
-        error = measured['mean_squared_error']
+    measured = {}
+    for name, values in judged.items():
+        error = values['mean_squared_error']
         near = f'mean squared error {error:.5f}, PSNR {psnr(error):.2f} dB, ' if error else ''
-        label = name.replace('_', ' ').capitalize()
-        lines.append(f'{label}: {near}colourfulness {measured["colourfulness"]:.1f}')
-    for name, accuracy in accuracies.items():
-        lines.append(f'{name.replace("_", " ").capitalize()}: accuracy {accuracy:.1%}')
-    for line in [*lines, metrics_line(metrics)]:
-        say(line, about['data'])
+        measured[name] = f'{near}colourfulness {values["colourfulness"]:.1f}'
+    measured |= {name: f'accuracy {accuracy:.1%}' for name, accuracy in accuracies.items()}
+    say(f'The results are in {outdir}', about['data'])
+    for name, words in measured.items():
+        say(f'{name.replace("_", " ").capitalize()}: {words}', about['data'])
+    say(metrics_line(metrics), about['data'])
 
 
-def digits(metrics):  # of a loss: four of a cross entropy, as in the course; squared errors are small
+def digits(metrics):
+    """Decimals of a loss: four of a cross entropy, as in the course; squared errors are small."""
     return 4 if 'accuracy' in metrics else 5
 
 
@@ -1185,7 +1186,6 @@ def main():
     args = parse_args()
     if args.kmeans:
         return find_colours(args.kmeans, args.data, args.category, args.seed)
-
     checkpoint, make_model = args.checkpoint, MODELS[args.model]
     if args.valid or args.image or (args.summary and checkpoint):
         checkpoint = find_shipped(checkpoint)
