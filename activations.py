@@ -12,17 +12,13 @@ import math
 import torch
 from tqdm import tqdm
 
-from colourization import (MODELS, STAGES, data_name, draw_pictures, find_shipped, load_trained, make_parser,
-                           mosaic, number, process, run, say, scores_to_rgb)
+from colourization import (MODELS, STAGES, data_name, draw_pictures, load_trained, make_parser, mosaic,
+                           number, process, run, say, scores_to_rgb)
 from load_data import InputError, load_cifar10
 
 
 def record_activations(model, grey):
-    """Run grey pictures [N, 1, H, W] through a network and listen to its stages.
-
-    Returns:
-        The output [N, K, H, W], and the maps [N, C, h, w] of each of STAGES by name.
-    """
+    """The output [N, K, H, W] for grey pictures [N, 1, H, W], and the maps [N, C, h, w] of STAGES by name."""
     maps = {}
     hooks = [getattr(model, stage).register_forward_hook(
                  lambda _module, _inputs, output, stage=stage: maps.update({stage: output}))
@@ -43,14 +39,11 @@ def tile_maps(maps):
 
 def activation_panels(grey, rgb, prediction, maps):
     """What is drawn of one picture: (label, picture) by the name of the file, from grey to colour."""
-    panels = {'input': ('input: grey', grey.transpose(1, 2, 0))}
-    for i, stage in enumerate(STAGES):
-        count, height, width = maps[stage].shape
-        label = f'{stage}: {count} maps of {height}x{width}'
-        panels[f'out{i}'] = label, tile_maps(maps[stage])
-    panels['output'] = 'output: the likeliest colours', prediction.transpose(1, 2, 0)
-    panels['input_rgb'] = 'input in colour: the truth', rgb.transpose(1, 2, 0)
-    return panels
+    stages = {f'out{i}': ('{}: {} maps of {}x{}'.format(name, *maps[name].shape), tile_maps(maps[name]))
+              for i, name in enumerate(STAGES)}
+    return {'input': ('input: grey', grey.transpose(1, 2, 0)), **stages,
+            'output': ('output: the likeliest colours', prediction.transpose(1, 2, 0)),
+            'input_rgb': ('input in colour: the truth', rgb.transpose(1, 2, 0))}
 
 
 def main():
@@ -63,22 +56,20 @@ def main():
     args = parser.parse_args()
     if not args.checkpoint:
         parser.error('name a trained network with --checkpoint FILE')
-    model, colours = load_trained(args.model, find_shipped(args.checkpoint), args.category, args.colours,
-                                  args.kernel, args.num_filters)
+    model, colours = load_trained(args.model, args.checkpoint, args.category, args.colours, args.kernel,
+                                  args.num_filters)
     name, data = args.model + '_prior' * hasattr(model, 'prior'), data_name(args.data, args.category)
 
     rgb, grey = process(*load_cifar10(args.data)[1], category=args.category)
-    for index in args.index:
-        if index >= len(rgb):
-            raise InputError(f'there is no picture {index}: the last one is {len(rgb) - 1}')
+    if max(args.index) >= len(rgb):
+        raise InputError(f'there is no picture {max(args.index)}: the last one is {len(rgb) - 1}')
     rgb, grey = rgb[args.index], grey[args.index]
     scores, maps = record_activations(model, torch.from_numpy(grey))
     predictions = scores_to_rgb(scores, colours)
 
     folders = [args.outdir / f'act_{name}_{index}' for index in args.index]
     for i, index in enumerate(tqdm(args.index, 'drawing', leave=False, disable=None)):
-        its_maps = {stage: maps[stage][i] for stage in STAGES}
-        panels = activation_panels(grey[i], rgb[i], predictions[i], its_maps)
+        panels = activation_panels(grey[i], rgb[i], predictions[i], {name: maps[name][i] for name in STAGES})
         for file, panel in panels.items():
             draw_pictures([panel], folders[i] / f'filter_{file}_{index}.png',
                           f'{name}, picture {index}, {data}', width=5)

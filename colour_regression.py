@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from colourization import (CNN, KERNEL, NUM_FILTERS, add_training_flags, check_checkpoint, find_shipped,
-                           load_model, make_parser, run, summary_table, train_and_evaluate, training_settings)
+from colourization import (CNN, KERNEL, NUM_FILTERS, add_training_flags, check_checkpoint, load_model,
+                           make_parser, run, summary_table, train_and_evaluate, training_settings)
 
 CHECKPOINT = Path('weights/regression_cnn_k3_f32.pkl')
 
@@ -50,7 +50,7 @@ def main():
         torch.manual_seed(args.seed)
         model = RegressionCNN(kernel, num_filters)
     else:
-        checkpoint = find_shipped(checkpoint or CHECKPOINT)
+        checkpoint = checkpoint or CHECKPOINT
         model, _ = load_model(lambda kernel, num_filters, _: RegressionCNN(kernel, num_filters), checkpoint,
                               args.kernel, args.num_filters)
     if args.summary:

@@ -62,6 +62,7 @@ SHOWN = 10  # the validation pictures that every figure shows
 KMEANS_RESTARTS = 10  # one run alone often ends in an optimum a percent worse
 NUM_LEVELS = 3 * 255 + 1  # of grey: sums of red, green and blue
 SMOOTHING = 100.0  # pixels; a grey level of the training horses has thousands
+ETA = 32  # the weights are averaged over about the last 1/32 of the steps
 ANNEALED = 0.38  # the temperature of Zhang, Isola and Efros (2016)
 IMAGE_CHECKPOINT = Path('weights/unet_prior_all_k3_f32.pkl')  # of --image: it knows more than horses
 IMAGE_SIZE = 128  # 64 leaves larger blots; both were looked at on photographs
@@ -77,7 +78,6 @@ def kmeans_colours(xs, num_colours, seed=0):
     Float32 [K, 3], from dark to bright: the best of ten runs. Raises InputError if there are fewer colours.
     """
     from sklearn.cluster import KMeans
-
     seeds = tqdm(range(seed, seed + KMEANS_RESTARTS), 'k-means', leave=False, disable=None)
     # Each colour once, weighted by how often it occurs: a third of the points, and the same optimum.
     pixels, counts = np.unique(np.moveaxis(xs, 1, -1).reshape(-1, 3), axis=0, return_counts=True)
@@ -103,12 +103,9 @@ def get_cat_rgb(cats, colours):
 def scores_to_rgb(scores, colours, temperature=0.0):
     """Colour of each pixel by what a network puts out: [N, K, H, W] -> array [N, 3, H, W] in [0, 1].
 
-    Args:
-        scores: a tensor on any device that needs no gradient.
-        colours: the array [K, 3] that they are the scores of; None where they are red, green and blue.
-        temperature: 0 takes the likeliest colour; above, it is the annealed mean of Zhang, Isola and Efros
-            (2016), Colorful image colorization, equation 5, who use 0.38; 1 is the mean over the
-            probabilities.
+    The scores, a tensor on any device that needs no gradient, are those of `colours` [K, 3], or red, green
+    and blue themselves if that is None. Temperature 0 takes the likeliest colour; above, it is the annealed
+    mean of Zhang, Isola and Efros (2016), Colorful image colorization, equation 5; 1 is the plain mean.
     """
     scores = scores.cpu()
     if colours is None:
@@ -126,7 +123,7 @@ def process(xs, ys, max_pixel=MAX_PIXEL, category=HORSE):
     """Select the pictures of one category, or 'all', and make them grey.
 
     Takes uint8 pictures [N, 3, 32, 32] and labels [N, 1]; returns RGB [M, 3, 32, 32] and grey [M, 1, 32, 32],
-    float32 in [0, 1). Grey is the plain mean of the three. Raises InputError if there are no such pictures.
+    its plain mean, float32 in [0, 1). Raises InputError if there are no such pictures.
     """
     rgb = xs[is_of(category, ys)].astype(np.float32)
     rgb /= max_pixel
@@ -151,15 +148,11 @@ def mosaic(pictures, columns):
 
 
 def draw_pictures(panels, path, title, columns=1, width=10):
-    """Draw labelled pictures into a PNG file; every picture of this project is drawn here.
+    """Draw (label, picture) pairs, `columns` of them side by side, into a PNG file `width` inches wide.
 
-    Args:
-        panels: (label, picture) pairs; a picture is [H, W, 3] or, grey, [H, W, 1], in [0, 1].
-        title: a line above all.
-        columns, width: the number of panels side by side, and the width of the figure in inches.
+    Every picture of this project is drawn here. They are [H, W, 3] or, grey, [H, W, 1], in [0, 1].
     """
     from matplotlib.figure import Figure
-
     rows = [panels[i:i + columns] for i in range(0, len(panels), columns)]
     heights = [max(width / columns * p.shape[0] / p.shape[1] for _, p in row) + 0.3 for row in rows]
     figure = Figure(figsize=(width, sum(heights) + 0.3), layout='constrained')
@@ -271,18 +264,17 @@ class UNet(nn.Module):
     Ronneberger, Fischer and Brox (2015), U-Net.
     """
 
+    middle = MyConv2d  # makes the convolution of `rfconv`
+
     def __init__(self, kernel, num_filters, num_colours):
         super().__init__()
         self.downconv1 = down(1, num_filters, kernel)
         self.downconv2 = down(num_filters, 2 * num_filters, kernel)
-        self.rfconv = nn.Sequential(self.middle(2 * num_filters, kernel),
+        self.rfconv = nn.Sequential(self.middle(2 * num_filters, 2 * num_filters, kernel),
                                     nn.BatchNorm2d(2 * num_filters), nn.ReLU())
         self.upconv1 = up(2 * num_filters + 2 * num_filters, num_filters, kernel)
         self.upconv2 = up(num_filters + num_filters, num_colours, kernel)
         self.finalconv = MyConv2d(num_colours + 1, num_colours, kernel)
-
-    def middle(self, channels, kernel):
-        return MyConv2d(channels, channels, kernel)
 
     def forward(self, x):
         down1 = self.downconv1(x)
@@ -300,8 +292,7 @@ class DilatedUNet(UNet):
     Yu and Koltun (2015), Multi-scale context aggregation by dilated convolutions.
     """
 
-    def middle(self, channels, kernel):
-        return MyDilatedConv2d(channels, channels, kernel, dilation=1)
+    middle = MyDilatedConv2d  # with its dilation of 1
 
 
 DUNet = DilatedUNet
@@ -316,9 +307,8 @@ PARAMETERS = {'weight': 'weights', 'bias': 'biases'}
 def architecture(model, size=32):
     """What a network is made of: a dict for each operation, from the input on (parts A.1 and D.1).
 
-    All is read off one forward pass of a picture of `size` x `size`. The receptive field is followed along:
-    the first and the last input row that each row of the maps depends on. How many rows lie between them
-    differs with the row's place in the 2x2 blocks of the poolings.
+    All is read off one forward pass of a picture of `size` x `size`, and the receptive field followed along:
+    the first and last input row that a row depends on. It differs with its place in the pooled 2x2 blocks.
     """
     model, rows = copy.deepcopy(model).eval().to('meta'), []  # 'meta' computes shapes, but no numbers
     first = last = np.arange(4096)  # more rows than any network sees, so that the middle sees no edge
@@ -338,7 +328,6 @@ def architecture(model, size=32):
         rows.append(row | {'output': '{1}x{2}x{3}'.format(*output.shape),
                            'receptive field': ' or '.join(map(str, sorted({sides.min(), sides.max()})))}
                     | {PARAMETERS[name]: p.numel() for name, p in layer.named_parameters()})
-
     for name, layer in model.named_modules():
         if not list(layer.children()):
             layer.register_forward_hook(functools.partial(note, name.split('.')[0]))
@@ -365,9 +354,8 @@ def summary_table(model):
 def add_prior(model, table):
     """Give a network a prior: what a pixel's grey level alone says of its colour.
 
-    The table, scores [E, K] of the colours at E grey levels from black to white, becomes the parameter
-    `prior` of the network, and is learned with the others. From then on the network adds to a pixel's scores
-    the entry of its grey level.
+    The table, scores [E, K] of the colours at E grey levels from black to white, becomes its parameter
+    `prior`, learned with the others. From now on `add_prior_scores` adds to its scores.
     """
     model.prior = nn.Parameter(table)
     model.register_forward_hook(add_prior_scores)
@@ -393,8 +381,8 @@ def grey_levels(grey):
 def colour_counts(grey, cats, num_colours):
     """How often each colour, 0 to K - 1, stands at each grey level, [766, K], in pictures [N, 1, H, W].
 
-    They are grey as `process` makes them of bytes; a grey between two of its levels counts for the nearer
-    one, and none may lie outside of [0, 765 / 768].
+    A grey between two of the levels that `process` makes of bytes counts for the nearer one; none may lie
+    outside of [0, 765 / 768].
     """
     pairs = grey_levels(grey) * num_colours + cats
     return torch.bincount(pairs.flatten(), minlength=NUM_LEVELS * num_colours).reshape(NUM_LEVELS, -1)
@@ -403,8 +391,7 @@ def colour_counts(grey, cats, num_colours):
 def log_frequencies(counts, entries=NUM_LEVELS):
     """A table for `add_prior` from `colour_counts`: how probable each colour is, [E, K].
 
-    With fewer entries than levels, neighbouring levels share one. SMOOTHING more pixels, coloured as all
-    pixels are, count at each entry.
+    Neighbouring levels share an entry, where SMOOTHING more pixels count, coloured as all pixels are.
     """
     entry = torch.arange(NUM_LEVELS, device=counts.device) * entries // NUM_LEVELS
     pooled = counts.new_zeros(entries, counts.shape[1]).index_add(0, entry, counts)
@@ -427,12 +414,9 @@ def classification(scores, cats):
 class AverageOfWeights:
     """Keeps in `model` the average of the weights that `learner` has while it learns.
 
-    The average reaches over about the last 1/32 of the steps so far: polynomial decay, Shamir and Zhang
-    (2013), Stochastic gradient descent for non-smooth optimization. Without it the weights keep jumping with
-    every batch, and the validation accuracy with them.
+    Polynomial decay with ETA: Shamir and Zhang (2013), Stochastic gradient descent for non-smooth
+    optimization. Without it the weights keep jumping with every batch, and the validation accuracy too.
     """
-
-    ETA = 32
 
     def __init__(self, model, learner, step=0):
         self.means, self.current = ([tensor for tensor in network.state_dict().values()
@@ -442,7 +426,7 @@ class AverageOfWeights:
     @torch.no_grad()
     def update(self):
         self.step += 1
-        torch._foreach_lerp_(self.means, self.current, (self.ETA + 1) / (self.step + self.ETA))
+        torch._foreach_lerp_(self.means, self.current, (ETA + 1) / (self.step + ETA))
 
 
 def train_epoch(learner, average, optimizer, scheduler, objective, loader, bfloat16=False):
@@ -450,7 +434,6 @@ def train_epoch(learner, average, optimizer, scheduler, objective, loader, bfloa
 
     Args:
         learner, average: the network that is trained, and its AverageOfWeights.
-        optimizer, scheduler: of its weights and of their learning rate; both make a step a batch.
         objective: `objective(outputs, targets)` gives the metrics of a batch, like `classification`; the
             network learns to make its 'loss' small.
         loader: the batches: grey pictures [N, 1, H, W] and what to predict, [N, ., H, W].
@@ -484,30 +467,23 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
     the average of its last weights.
 
     Args:
-        objective: see `train_epoch`.
-        train_set, valid_set: pairs of grey pictures and targets, on the network's device.
+        objective, train_set, valid_set: see `train_epoch`; the sets are pairs, on the network's device.
         about: what else decides what training ends with, so that --resume can tell it from other runs: at
             least the name of the 'model', and the 'data' as `data_name` says it.
         checkpoint: the file for its weights, saved after every epoch and when training is interrupted. Beside
-            it lies, until the last epoch, a file `.resume` with what is needed to go on as if nothing had
-            happened: to the same bits, on the CPU.
+            it lies, until the last epoch, a file `.resume` with what is needed to go on to the same bits.
         outdir: where history_*.csv and training_curve_*.png are written in the end, whatever happens.
         colours: the array [K, 3] that belongs to the network, for its checkpoint.
         draw: if given, `draw(metrics, epoch)` is called after every epoch.
         batch_size, ..., resume: as the flags of the same names.
 
-    Returns:
-        The history: a dict for each epoch, with its number, the seconds so far, and the metrics.
-
-    Raises:
-        InputError: the loss is no longer finite, and the checkpoint keeps the epoch before; or there is no
-            interrupted run with the same settings to resume.
-        KeyboardInterrupt: after what was trained so far is saved.
+    Returns the history, a dict for each epoch: its number, the seconds so far, the metrics. Raises InputError
+    if the loss is no longer finite (the checkpoint keeps the epoch before), or no interrupted run has these
+    settings; KeyboardInterrupt after what was trained so far is saved.
     """
-    settings = about | {
-        'colours': None if colours is None else colours.tolist(), 'batch_size': batch_size, 'epochs': epochs,
-        'learn_rate': learn_rate, 'schedule': schedule, 'weight_decay': weight_decay,
-        'augment': list(augment), 'seed': seed, 'float32': float32}
+    settings = about | dict(colours=None if colours is None else colours.tolist(), batch_size=batch_size,
+                            epochs=epochs, learn_rate=learn_rate, schedule=schedule, seed=seed,
+                            weight_decay=weight_decay, augment=list(augment), float32=float32)
     learner = copy.deepcopy(model)  # it is trained; `model`, the average of its weights, validated and saved
     optimizer = torch.optim.AdamW(learner.parameters(), learn_rate, weight_decay=weight_decay, fused=True)
     steps = math.ceil(len(train_set[0]) / batch_size)  # of an epoch
@@ -560,8 +536,7 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
 def multiplies_bfloat16(device):
     """Whether the hardware itself does, which makes training faster; otherwise it is slower."""
     if device.type == 'cpu':
-        can = torch.cpu.get_capabilities()
-        return bool(can.get('avx512_bf16') or can.get('amx_bf16'))
+        return any(torch.cpu.get_capabilities().get(name) for name in ('avx512_bf16', 'amx_bf16'))
     return device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
@@ -576,7 +551,6 @@ def save_history(history, outdir, name, title):
 def draw_curves(history, path, title, marks={}):
     """Draw the metrics of a history of `train` into a PNG file (C.2); `marks` are words for some epochs."""
     from matplotlib.figure import Figure
-
     epochs = [record['epoch'] for record in history]
     measures = [name.removeprefix('val_') for name in history[0] if name.startswith('val_')]
     figure = Figure(figsize=(5 * len(measures), 3.6), layout='constrained')
@@ -663,13 +637,9 @@ def evaluate(model, objective, valid_set, rgb, *, about, outdir, file_name, colo
              accuracies={}):
     """Validate a network; draw, judge and report what it makes of the validation pictures (--valid).
 
-    Args:
-        valid_set: grey pictures and targets, on the network's device.
-        rgb: the true pictures, an array [N, 3, H, W].
-        about: what the report begins with: the name of the 'model', the 'data', and so on.
-        outdir, file_name: where the drawing goes, `file_name`.png, and the report.
-        colours, temperature: see `scores_to_rgb`.
-        accuracies: `baselines`, to compare with.
+    Takes grey pictures and targets on the network's device, and the true pictures, an array [N, 3, H, W].
+    Writes `file_name`.png and the report into `outdir`; the report begins with `about`, at least 'model' and
+    'data', and ends with the `baselines` in `accuracies`. Colours and temperature: see `scores_to_rgb`.
     """
     predictions = []
     metrics = run_validation_step(
@@ -684,8 +654,8 @@ def evaluate(model, objective, valid_set, rgb, *, about, outdir, file_name, colo
 
 def report(about, metrics, accuracies, judged, outdir):
     """Print what was measured, the course's line last, and write it into metrics_*.json."""
-    results = {**about, **{f'val_{name}': value for name, value in metrics.items()},
-               'baseline_accuracies': accuracies, 'pictures': judged}
+    results = about | {f'val_{name}': value for name, value in metrics.items()}
+    results |= {'baseline_accuracies': accuracies, 'pictures': judged}
     with whole_file(outdir / f'metrics_{about["model"]}.json') as file:
         file.write(json.dumps(results, indent=2).encode() + b'\n')
     measured = {}
@@ -729,8 +699,7 @@ def data_name(data, category):
 def save_checkpoint(model, path, colours=None):
     """Save the weights as a plain state dict, on the CPU, for `torch.load(weights_only=True)`.
 
-    What the weights do not tell goes along in the state dict's metadata, which torch ignores: the name of the
-    model (a UNet's shapes are a DilatedUNet's too) and its colours [K, 3].
+    Its metadata, which torch ignores, names the model (a UNet's shapes are a DilatedUNet's too) and colours.
     """
     state = model.state_dict()
     for name in state:
@@ -787,15 +756,13 @@ def read_checkpoint(path):
 
 
 def load_model(make_model, path, kernel=None, num_filters=None):
-    """Build the network of a checkpoint, one of ours or of the course.
+    """Build the network of a checkpoint, one of ours (found beside this script too) or of the course.
 
-    Args:
-        make_model: `make_model(kernel, num_filters, num_colours)` builds it; the weights tell the sizes.
-        kernel, num_filters: what these sizes have to be, if the user said so.
-
-    Returns the network in eval mode, and its colours [K, 3] if the file has them, else None. Raises
-    InputError if the file is no state dict of that model, or has other sizes.
+    `make_model(kernel, num_filters, num_colours)` builds it; the weights tell the sizes. Returns it in eval
+    mode, and its colours [K, 3] or, where the file does not tell, None. Raises InputError if the file is no
+    state dict of that model, or has other sizes than the `kernel` and `num_filters` that are given.
     """
+    path = find_shipped(path)
     weights, saved_as, colours = read_checkpoint(path)
     filters, _, _, width = weights['downconv1.0.weight'].shape
     num_colours = len(weights['finalconv.weight'])
@@ -816,7 +783,6 @@ def load_model(make_model, path, kernel=None, num_filters=None):
                   if not name.endswith('num_batches_tracked')}
         return (saved_as in (None, type(model).__name__)
                 and shapes == {name: tensor.shape for name, tensor in weights.items()})
-
     if not fits(make_model):
         owners = [name for name, make in MODELS.items() if fits(make)]
         if saved_as == 'RegressionCNN':
@@ -870,14 +836,9 @@ def load_state(path, settings, parts, generator):
 def colourize(grey, model, colours, temperature=ANNEALED, size=IMAGE_SIZE):
     """Colour a grey picture, an array [H, W] in [0, 1]: RGB, float32 [H, W, 3], whose mean it is.
 
-    The network, in eval mode, sees it as small as the pictures that it knows. Of what it answers only the
-    chroma is used, the difference of each channel from their mean: brought up to the full size, and made
-    weaker where it would lead out of [0, 1].
-
-    Args:
-        colours, temperature: see `scores_to_rgb`.
-        size: about the square root of the number of pixels that the network sees; a smaller picture is not
-            enlarged.
+    The network, in eval mode, sees it with about `size` x `size` pixels, and not enlarged. Of what it answers
+    only the chroma is used, the difference of each channel from their mean: brought up to the full size, and
+    made weaker where it would lead out of [0, 1]. Colours and temperature: see `scores_to_rgb`.
     """
     grey = torch.from_numpy(np.asarray(grey, np.float32))[None, None]
     sides = grey.shape[2:]
@@ -894,12 +855,8 @@ def colourize(grey, model, colours, temperature=ANNEALED, size=IMAGE_SIZE):
 
 
 def colour_files(paths, model, colours, outdir, temperature=ANNEALED, size=IMAGE_SIZE):
-    """--image: `colourize` the user's pictures into outdir, one after another; returns the exit status.
-
-    A file that fails gets its line and does not stop the others, but the status is 1.
-    """
+    """--image: `colourize` files into outdir; a bad one does not stop the others, but the status is 1."""
     from PIL import Image
-
     check_writable(outdir / 'colour.png')
     inputs = {os.path.realpath(path) for path in paths}
     status, taken = 0, set()
@@ -919,11 +876,10 @@ def colour_files(paths, model, colours, outdir, temperature=ANNEALED, size=IMAGE
                 raise InputError(f'{result} is a picture to colour itself: choose another --outdir')
             with whole_file(result) as file:
                 Image.fromarray(pixels).save(file, 'PNG')
+            tqdm.write(f'Wrote {result}')
         except (InputError, OSError) as e:
             tqdm.write(complaint(e), file=sys.stderr)
             status = 1
-        else:
-            tqdm.write(f'Wrote {result}')
     return status
 
 
@@ -935,8 +891,8 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, argv=None):
         argv = sys.argv[1:] if argv is None else argv
-        argv = [re.sub('^[–—][-–—]*(?=[a-z]([^a-z]|$))', '-', word) for word in argv]
-        return super().parse_args([re.sub('^[–—][-–—]*(?=[a-z])', '--', word) for word in argv])
+        return super().parse_args([re.sub('^[–—][-–—]*(?=([a-z]+))', lambda dashes:
+                                          '-' if len(dashes[1]) == 1 else '--', word) for word in argv])
 
     def error(self, message):
         self.exit(2, f'error: {one_line(message)}; see {self.prog} --help\n')
@@ -1050,18 +1006,17 @@ def find_shipped(path):
 
 
 def choose_device(gpu):
-    if gpu and not torch.accelerator.is_available():
-        print('warning: no GPU was found, so the CPU is used', file=sys.stderr)
-    elif gpu:
+    if gpu and torch.accelerator.is_available():
         return torch.accelerator.current_accelerator()
+    if gpu:
+        print('warning: no GPU was found, so the CPU is used', file=sys.stderr)
     return torch.device('cpu')
 
 
 def choose_colours(path, category, num_colours=None, saved=None):
-    """The colours in a file, or of the checkpoint, or the shipped ones that are as many.
+    """The colours in the file of --colours, or those `saved` in the checkpoint, or the shipped ones.
 
-    Takes what --colours and --category say, how many colours the checkpoint has, and which if it says. Raises
-    InputError if there are none, or the file contradicts the checkpoint.
+    Raises InputError if there are none, or the file contradicts the checkpoint and its `num_colours`.
     """
     if saved is not None and path is None:
         return saved
@@ -1118,25 +1073,19 @@ def find_colours(num_colours, data, category, seed):
 
 
 def load_sets(data, category, held_out, colours, device, classes=False):
-    """What a network is trained and validated on.
+    """What a network is trained and validated on: pictures from --data of a category, or of all `classes`.
 
-    Takes where the pictures come from, of which category, how many training pictures to validate on (0 for
-    the test pictures), the colours [K, 3] to choose from (None to predict RGB), and whether to train on all
-    classes.
-
-    Returns the training set and the validation set, pairs of grey pictures and targets on the device; the
-    true validation pictures, an array [N, 3, 32, 32]; and the `colour_counts` of the category's training
-    pictures.
+    Validated is on the test pictures, or on `held_out` training pictures. Returns both sets, pairs of grey
+    pictures and targets (numbers of the colours [K, 3], or RGB) on the device; the true validation pictures,
+    an array [N, 3, 32, 32]; and the `colour_counts` of the category's training pictures.
     """
     train_pictures, valid_pictures = load_cifar10(data)
     if held_out:
         train_pictures, valid_pictures = hold_out(train_pictures, held_out, category)
 
     def grey_and_target(rgb, grey):
-        target = rgb
-        if colours is not None:  # in parts and with few bytes a pixel: all ten classes are large
-            target = np.concatenate([get_rgb_cat(rgb[i:i + 1000], colours).astype(np.int16)
-                                     for i in range(0, len(rgb), 1000)])
+        target = rgb if colours is None else np.concatenate(  # in parts and few bytes: all classes are large
+            [get_rgb_cat(rgb[i:i + 1000], colours).astype(np.int16) for i in range(0, len(rgb), 1000)])
         return [torch.from_numpy(array).to(device) for array in (grey, target)]
 
     train_set = grey_and_target(*process(*train_pictures, category=category))
@@ -1151,12 +1100,9 @@ def train_and_evaluate(model, objective, *, name, file_name, checkpoint, setting
                        outdir, gpu, plot, colours=None, temperature=0.0):
     """The work of both scripts: read the pictures, train a network if there are settings, evaluate it.
 
-    Args:
-        name, file_name: of the network in files and lines, and of the drawings, without .png.
-        checkpoint: the file to save the network in, or that it came from.
-        settings: keyword arguments of `train`, or None for a network that is trained.
-        data, category, held_out, colours: see `load_sets`; temperature: see `scores_to_rgb`.
-        outdir, gpu, plot: as the flags of these names say them.
+    `settings` are keyword arguments of `train`, or None for a network that is trained; `checkpoint` is the
+    file to save it in, or that it came from; `name` and `file_name` are what lines and drawings are called.
+    The others are as the flags say them, see `load_sets` and `scores_to_rgb`.
     """
     check_writable(outdir / f'{file_name}.png')
     device = choose_device(gpu)
@@ -1188,7 +1134,6 @@ def main():
         return find_colours(args.kmeans, args.data, args.category, args.seed)
     checkpoint, make_model = args.checkpoint, MODELS[args.model]
     if args.valid or args.image or (args.summary and checkpoint):
-        checkpoint = find_shipped(checkpoint)
         model, colours = load_trained(args.model, checkpoint, args.category, args.colours, args.kernel,
                                       args.num_filters, args.prior)
     else:
@@ -1202,7 +1147,6 @@ def main():
         model = make_model(kernel, num_filters, len(colours))
         if args.prior:
             add_prior(model, torch.zeros(args.prior, len(colours)))  # until the pictures are counted
-
     if args.summary:
         return print(summary_table(model))
     if args.image:

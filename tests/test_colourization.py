@@ -653,7 +653,7 @@ def test_average_of_weights_has_the_closed_form_of_polynomial_decay():
     mean, learner = CNN(1, 1, 2), CNN(1, 1, 2)
     weights = AverageOfWeights(mean, learner)
     values, counts = [], []
-    eta = AverageOfWeights.ETA
+    eta = colourization.ETA
     for t in range(1, 60):
         values.append(float(np.sin(t)))
         counts.append(np.exp(sum(np.log(t + i) for i in range(eta))))
@@ -681,7 +681,7 @@ def test_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
 def test_schedule_and_weight_decay_equal_steps_written_by_hand(schedule, weight_decay, tmp_path,
                                                                monkeypatch):
     """Six steps of Adam, each after the weights shrink by rate * decay; the rate in closed form."""
-    monkeypatch.setattr(AverageOfWeights, 'ETA', 10**12)  # so that the average is the last weights
+    monkeypatch.setattr(colourization, 'ETA', 10**12)  # so that the average is the last weights
     saved = training(tmp_path, schedule=schedule, weight_decay=weight_decay, learn_rate=0.02)
 
     torch.manual_seed(0)

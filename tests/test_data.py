@@ -388,7 +388,7 @@ def test_archive_of_gigabytes_is_refused_in_little_memory(start, block, tmp_path
     megabytes = gzip.compress(block * (2**26 // 512), 1)
     path.write_bytes(gzip.compress(start) + megabytes * (GIGABYTES // 2**26))
     assert path.stat().st_size < GIGABYTES / 100
-    with pytest.raises(InputError, match='holds far more than CIFAR-10|batch(_1)? is too large'):
+    with pytest.raises(InputError, match='get the data set again'):
         tracemalloc.start()
         try:
             load_cifar10(tmp_path)
