@@ -43,7 +43,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.cluster.vq import vq
 from torch import nn
 from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from tqdm import tqdm
@@ -51,7 +50,7 @@ from tqdm import tqdm
 from load_data import (HORSE, MAX_COLOURS, MOVES, InputError, batches, check_colours, check_writable,
                        hold_out, is_of, load_cifar10, load_colours, one_line, read_picture, whole_file)
 
-# scikit-learn and matplotlib take seconds to import, so the functions that need them do it;
+# SciPy, scikit-learn and matplotlib take seconds to import, so the functions that need them do it;
 # Pillow, which --image alone needs, likewise.
 
 HERE = Path(__file__).resolve().parent
@@ -90,6 +89,7 @@ def kmeans_colours(xs, num_colours, seed=0):
 
 def get_rgb_cat(xs, colours):
     """Nearest colour of each pixel: pictures [N, 3, H, W] -> colour numbers, int64 [N, 1, H, W]."""
+    from scipy.cluster.vq import vq
     pixels = np.moveaxis(xs, 1, -1).reshape(-1, 3)
     cats, _ = vq(pixels, colours.astype(np.float64))  # in double precision: some pixels are nearly ties
     return cats.astype(np.int64).reshape(len(xs), 1, *xs.shape[2:])
@@ -310,7 +310,7 @@ def architecture(model, size=32):
     All is read off one forward pass of a picture of `size` x `size`, and the receptive field followed along:
     the first and last input row that a row depends on. It differs with its place in the pooled 2x2 blocks.
     """
-    model, rows = copy.deepcopy(model).eval().to('meta'), []  # 'meta' computes shapes, but no numbers
+    model, rows = copy.deepcopy(model).eval().cpu(), []
     first = last = np.arange(4096)  # more rows than any network sees, so that the middle sees no edge
 
     def note(stage, layer, inputs, output):
@@ -331,7 +331,7 @@ def architecture(model, size=32):
     for name, layer in model.named_modules():
         if not list(layer.children()):
             layer.register_forward_hook(functools.partial(note, name.split('.')[0]))
-    model(torch.empty(1, 1, size, size, device='meta'))
+    model(torch.zeros(1, 1, size, size))
     if hasattr(model, 'prior'):
         rows.append({'stage': 'prior', 'operation': 'table', 'weights': model.prior.numel()})
     return rows

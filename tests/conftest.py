@@ -21,6 +21,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 
 import colourization  # noqa: E402
+import load_data  # noqa: E402
 
 
 def pytest_configure(config):
@@ -75,7 +76,11 @@ def start_script(tmp_path):
 
 @pytest.fixture
 def run_script(tmp_path, monkeypatch):
-    """Like `start_script`, but in this process, which spares the seconds that the imports take."""
+    """Like `start_script`, but in this process, which spares the seconds that the imports take.
+
+    And --data sample trains on a part of it.
+    """
+    (xs, ys), test = load_data.load_sample()
     def run(script, *arguments):
         out, err = (io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in range(2))
         status = 0
@@ -84,6 +89,7 @@ def run_script(tmp_path, monkeypatch):
             patch.setattr(sys, 'argv', [str(ROOT / script), *map(str, arguments)])
             patch.setattr(sys, 'stdout', out)
             patch.setattr(sys, 'stderr', err)
+            patch.setattr(load_data, 'load_sample', lambda: ((xs[:500], ys[:500]), test))
             try:
                 runpy.run_path(str(ROOT / script), run_name='__main__')
             except SystemExit as end:
