@@ -33,10 +33,10 @@ def test_a_table_has_means_spreads_and_gains_seed_by_seed():
 
 
 @pytest.mark.slow
-def test_experiment_is_its_command(run_script, tmp_path):
+def test_experiment_is_its_command(start_script, tmp_path):
     command = 'colourization.py -m CNN -f 1 -e 1 -b 500 --hold_out 50'
     run = experiments.train(command, 3, 'sample', 1)
-    done = run_script(*shlex.split(command), '--data', 'sample', '-s', 3)
+    done = start_script(*shlex.split(command), '--data', 'sample', '-s', 3)
     with open(tmp_path / 'outputs/history_CNN.csv', newline='') as file:
         *_, last = csv.DictReader(file)
     assert done.returncode == 0 and run == {'command': command, 'seed': '3'} | last | {
