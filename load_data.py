@@ -59,6 +59,17 @@ def one_line(error):
     return ' '.join(printable.split()) or type(error).__name__
 
 
+def instead(path):
+    """What a file is instead of what its name says: words for an error, '' where its first bytes do not tell."""
+    with open(path, 'rb') as file:
+        start = file.read(200).lstrip(b'\xef\xbb\xbf \r\n\t').lower()
+    if start.startswith(b'version https://git-lfs'):
+        return 'it is a Git LFS pointer, not the file itself: run `git lfs pull`'
+    if start.startswith((b'<!doctype html', b'<html', b'<?xml')):
+        return 'it is a web page, not the file itself: download the file again, from its own link'
+    return ''
+
+
 # ---- CIFAR-10 --------------------------------------------------------------------------------------------
 
 
