@@ -12,8 +12,8 @@ import math
 import torch
 from tqdm import tqdm
 
-from colourization import (MODELS, STAGES, data_name, draw_pictures, load_trained, make_parser, mosaic,
-                           number, process, run, say, scores_to_rgb)
+from colourization import (MODELS, STAGES, data_name, draw_pictures, import_matplotlib, load_trained,
+                           make_parser, mosaic, number, process, run, say, scores_to_rgb)
 from load_data import InputError, load_cifar10
 
 
@@ -60,6 +60,7 @@ def main():
                                   args.num_filters)
     name, data = args.model + '_prior' * hasattr(model, 'prior'), data_name(args.data, args.category)
 
+    import_matplotlib()
     rgb, grey = process(*load_cifar10(args.data)[1], category=args.category)
     if max(args.index) >= len(rgb):
         raise InputError(f'there is no picture {max(args.index)}: the last one is {len(rgb) - 1}')

@@ -35,9 +35,12 @@ import json
 import math
 import os
 import re
+import signal
 import sys
+import threading
 import time
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -147,25 +150,47 @@ def mosaic(pictures, columns):
     return tiles.transpose(0, 3, 1, 4, 2).reshape(rows * (height + 1), -1, channels)[:-1, :-1]
 
 
+def import_matplotlib():
+    """matplotlib, before long work and not after it; raises InputError if it cannot be imported."""
+    try:
+        try:
+            import matplotlib.figure
+        except ValueError:  # as in a notebook's shell: of a backend that is not installed, and not needed
+            os.environ.pop('MPLBACKEND', None)
+            import matplotlib.figure
+    except Exception as e:  # a settings file can make it raise nearly anything
+        raise InputError(f'matplotlib cannot be imported: {one_line(e)}') from e
+    return matplotlib
+
+
+@contextmanager
+def figure_file(path, width, height, dpi):
+    """A figure of so many inches, to draw into; it ends as a PNG file, whatever the user's settings are."""
+    matplotlib = import_matplotlib()
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        figure = matplotlib.figure.Figure(figsize=(width, height), layout='constrained')
+        yield figure
+        with whole_file(path) as file:
+            figure.savefig(file, dpi=dpi, backend='agg')
+
+
 def draw_pictures(panels, path, title, columns=1, width=10):
     """Draw (label, picture) pairs, `columns` of them side by side, into a PNG file `width` inches wide.
 
     Every picture of this project is drawn here. They are [H, W, 3] or, grey, [H, W, 1], in [0, 1].
     """
-    from matplotlib.figure import Figure
     rows = [panels[i:i + columns] for i in range(0, len(panels), columns)]
     heights = [max(width / columns * p.shape[0] / p.shape[1] for _, p in row) + 0.3 for row in rows]
-    figure = Figure(figsize=(width, sum(heights) + 0.3), layout='constrained')
-    grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
-    for i, row in enumerate(rows):
-        for j, (label, picture) in enumerate(row):
-            axes = figure.add_subplot(grid[i, j])
-            axes.imshow(picture, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
-            axes.set_title(label, fontsize=9)
-            axes.axis('off')
-    figure.suptitle(title, fontsize=11)
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=150)
+    with figure_file(path, width, sum(heights) + 0.3, dpi=150) as figure:
+        grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
+        for i, row in enumerate(rows):
+            for j, (label, picture) in enumerate(row):
+                axes = figure.add_subplot(grid[i, j])
+                axes.imshow(picture, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
+                axes.set_title(label, fontsize=9)
+                axes.axis('off')
+        figure.suptitle(title, fontsize=11)
 
 
 def draw_rows(rows, path, title):
@@ -470,9 +495,10 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
         objective, train_set, valid_set: see `train_epoch`; the sets are pairs, on the network's device.
         about: what else decides what training ends with, so that --resume can tell it from other runs: at
             least the name of the 'model', and the 'data' as `data_name` says it.
-        checkpoint: the file for its weights, saved after every epoch and when training is interrupted. Beside
-            it lies, until the last epoch, a file `.resume` with what is needed to go on to the same bits.
-        outdir: where history_*.csv and training_curve_*.png are written in the end, whatever happens.
+        checkpoint: the file for its weights, saved after every epoch and when training is interrupted; what
+            was there before stays until an epoch is over. Beside it lies, until the last epoch, a file
+            `.resume` with what is needed to go on to the same bits.
+        outdir: where history_*.csv is written after every epoch, and training_curve_*.png in the end.
         colours: the array [K, 3] that belongs to the network, for its checkpoint.
         draw: if given, `draw(metrics, epoch)` is called after every epoch.
         batch_size, ..., resume: as the flags of the same names.
@@ -483,7 +509,7 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
     """
     settings = about | dict(colours=None if colours is None else colours.tolist(), batch_size=batch_size,
                             epochs=epochs, learn_rate=learn_rate, schedule=schedule, seed=seed,
-                            weight_decay=weight_decay, augment=list(augment), float32=float32)
+                            weight_decay=weight_decay, augment=sorted(set(augment)), float32=float32)
     learner = copy.deepcopy(model)  # it is trained; `model`, the average of its weights, validated and saved
     optimizer = torch.optim.AdamW(learner.parameters(), learn_rate, weight_decay=weight_decay, fused=True)
     steps = math.ceil(len(train_set[0]) / batch_size)  # of an epoch
@@ -493,7 +519,7 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
     generator = torch.Generator().manual_seed(seed)
 
     parts = {'model': model, 'learner': learner, 'optimizer': optimizer, 'scheduler': scheduler}
-    state_file = checkpoint.with_name(checkpoint.name + '.resume')
+    state_file, was_there = resume_file(checkpoint), checkpoint.exists()
     history = load_state(state_file, settings, parts, generator) if resume else []
     average = AverageOfWeights(model, learner, step=len(history) * steps)
     resumable = len(history)
@@ -514,21 +540,25 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
             history.append({'epoch': epoch, 'seconds': round(time.time() - start, 3)}
                            | {f'train_{name}': value for name, value in trained.items()}
                            | {f'val_{name}': value for name, value in valid.items()})
+            save_history(history, outdir / f'history_{about["model"]}.csv')
             if epoch < epochs:
                 save_state(state_file, settings, parts, generator, history)
                 resumable = epoch
             if draw:
                 draw(valid, epoch)
     except (KeyboardInterrupt, BrokenPipeError):  # the latter where `| head` has seen enough
-        if average.step and all(mean.isfinite().all() for mean in average.means):
+        if was_there and not history:
+            print(f'interrupted before the end of an epoch: {checkpoint} is what it was', file=sys.stderr)
+        elif average.step and all(mean.isfinite().all() for mean in average.means):
             save_checkpoint(model, checkpoint, colours)
             print(f'interrupted: the weights so far are in {checkpoint}'
                   + f'; --resume goes on after epoch {resumable}' * bool(resumable), file=sys.stderr)
         raise
     finally:
         if history:
-            save_history(history, outdir, about['model'], f'{about["model"]}, trained on {about["data"]}'
-                         + ' and the other classes' * ('classes' in augment))
+            draw_curves(history, outdir / f'training_curve_{about["model"]}.png',
+                        f'{about["model"]}, trained on {about["data"]}'
+                        + ' and the other classes' * ('classes' in augment))
     state_file.unlink(missing_ok=True)
     return history
 
@@ -540,37 +570,33 @@ def multiplies_bfloat16(device):
     return device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def save_history(history, outdir, name, title):
-    """Write the history of a training as a table and as curves, loss and accuracy."""
+def save_history(history, path):
+    """Write the history of `train` as a table, comma-separated."""
     table = [history[0].keys(), *(record.values() for record in history)]
-    with whole_file(outdir / f'history_{name}.csv') as file:
+    with whole_file(path) as file:
         file.write(''.join(','.join(map(str, row)) + '\n' for row in table).encode())
-    draw_curves(history, outdir / f'training_curve_{name}.png', title)
 
 
 def draw_curves(history, path, title, marks={}):
     """Draw the metrics of a history of `train` into a PNG file (C.2); `marks` are words for some epochs."""
-    from matplotlib.figure import Figure
     epochs = [record['epoch'] for record in history]
     measures = [name.removeprefix('val_') for name in history[0] if name.startswith('val_')]
-    figure = Figure(figsize=(5 * len(measures), 3.6), layout='constrained')
-    for axes, measure in zip(np.ravel(figure.subplots(1, len(measures))), measures):
-        for part, label, style in (('train', 'training, while it learns', '--'),
-                                   ('val', 'validation, averaged weights', '-')):
-            values = [record[f'{part}_{measure}'] for record in history]
-            last = f'{values[-1]:.1%}' if measure == 'accuracy' else f'{values[-1]:.{digits(measures)}f}'
-            axes.plot(epochs, values, style, marker='.', label=f'{label} (last: {last})')
-        for epoch, words in marks.items():
-            axes.axvline(epoch, color='grey', linewidth=1, linestyle=':', label=words)
-        if measure == 'accuracy':
-            axes.yaxis.set_major_formatter('{x:.1%}')
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set(xlabel='epoch', xlim=(0.5, len(epochs) + 0.5), title=measure)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    figure.suptitle(title)
-    with whole_file(path) as file:
-        figure.savefig(file, dpi=120)
+    with figure_file(path, 5 * len(measures), 3.6, dpi=120) as figure:
+        for axes, measure in zip(np.ravel(figure.subplots(1, len(measures))), measures):
+            for part, label, style in (('train', 'training, while it learns', '--'),
+                                       ('val', 'validation, averaged weights', '-')):
+                values = [record[f'{part}_{measure}'] for record in history]
+                last = f'{values[-1]:.1%}' if measure == 'accuracy' else f'{values[-1]:.{digits(measures)}f}'
+                axes.plot(epochs, values, style, marker='.', label=f'{label} (last: {last})')
+            for epoch, words in marks.items():
+                axes.axvline(epoch, color='grey', linewidth=1, linestyle=':', label=words)
+            if measure == 'accuracy':
+                axes.yaxis.set_major_formatter('{x:.1%}')
+            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.set(xlabel='epoch', xlim=(0.5, len(epochs) + 0.5), title=measure)
+            axes.grid(alpha=0.3)
+            axes.legend()
+        figure.suptitle(title)
 
 
 # ---- Evaluation ---------------------------------------------------------------------------------------
@@ -635,7 +661,7 @@ def draw_predictions(rgb, prediction, path, about, metrics):
 
 def evaluate(model, objective, valid_set, rgb, *, about, outdir, file_name, colours=None, temperature=0.0,
              accuracies={}):
-    """Validate a network; draw, judge and report what it makes of the validation pictures (--valid).
+    """Validate a network; draw, judge, report and return what it makes of the validation pictures (--valid).
 
     Takes grey pictures and targets on the network's device, and the true pictures, an array [N, 3, H, W].
     Writes `file_name`.png and the report into `outdir`; the report begins with `about`, at least 'model' and
@@ -650,12 +676,14 @@ def evaluate(model, objective, valid_set, rgb, *, about, outdir, file_name, colo
     pictures = {'grey': grey.repeat(3, axis=1), 'prediction': prediction,
                 'grey_put_back': put_grey_back(prediction, grey), 'truth': rgb}
     report(about, metrics, accuracies, judge(pictures, rgb), outdir)
+    return metrics
 
 
 def report(about, metrics, accuracies, judged, outdir):
     """Print what was measured, the course's line last, and write it into metrics_*.json."""
     results = about | {f'val_{name}': value for name, value in metrics.items()}
     results |= {'baseline_accuracies': accuracies, 'pictures': judged}
+    results = json.loads(json.dumps(results), parse_constant=lambda _: None)  # no reader need know NaN
     with whole_file(outdir / f'metrics_{about["model"]}.json') as file:
         file.write(json.dumps(results, indent=2).encode() + b'\n')
     measured = {}
@@ -799,6 +827,11 @@ def load_model(make_model, path, kernel=None, num_filters=None):
     return model, colours
 
 
+def resume_file(checkpoint):
+    """The file beside a checkpoint that an interrupted training leaves for --resume."""
+    return checkpoint.with_name(checkpoint.name + '.resume')
+
+
 def save_state(path, settings, parts, generator, history):
     """Save a training after an epoch: all settings, and the `parts` that have a state_dict, by name."""
     state = {name: part.state_dict() for name, part in parts.items()}
@@ -910,6 +943,11 @@ def number(kind, low, high=math.inf, odd=False):
     return parse
 
 
+def temperature(text):
+    """A type for argparse: 0, or what scores can be divided by."""
+    return 0.0 if float(text) == 0 else number(float, 0.001, 100)(text)
+
+
 def make_parser(description):
     """The flags that all scripts share."""
     parser = Parser(description=description)
@@ -942,8 +980,8 @@ def add_training_flags(parser, modes):
          help='of the learning rate: onecycle raises it to -l and lowers it again (default: %(default)s)')
     flag('--weight_decay', type=number(float, 0, 10), default=0.0, metavar='D',
          help='pull of the weights towards zero (default: %(default)s)')
-    flag('--augment', nargs='+', choices=[*MOVES, 'classes'], default=[], metavar='WAY', help='vary the '
-         'training pictures: any of %(choices)s; classes trains on all ten (default: none)')
+    flag('--augment', nargs='+', action='extend', choices=[*MOVES, 'classes'], default=[], metavar='WAY',
+         help='vary the training pictures: any of %(choices)s; classes trains on all ten (default: none)')
     flag('--hold_out', type=number(int, 0, 10**6), default=0, metavar='N', help='to choose settings: keep N '
          'training horses back and validate on them, not on the test horses (default: %(default)s)')
     flag('-s', '--seed', type=number(int, 0, 2**31), default=0, metavar='S',
@@ -969,13 +1007,13 @@ def parse_args(argv=None):
     flag('--prior', type=number(int, 1, NUM_LEVELS), nargs='?', const=NUM_LEVELS, default=0, metavar='E',
          help='train with a table of how probable each colour is at each grey level, which has E entries '
          '(default: %(const)s)')
-    flag('--temperature', type=number(float, 0, 100), metavar='T', help='how scores become a colour: 0 takes '
+    flag('--temperature', type=temperature, metavar='T', help='how scores become a colour: 0 takes '
          f'the likeliest one, 1 the mean, between them is annealed (default: 0; {ANNEALED} with --image)')
     flag('--image_size', type=number(int, 4, 4096), default=IMAGE_SIZE, metavar='N',
          help='the network sees the pictures of --image with about N x N pixels (default: %(default)s)')
     modes.add_argument('--valid', action='store_true', help='only evaluate the network in --checkpoint')
-    modes.add_argument('--image', type=Path, nargs='+', metavar='FILE', help='colour these pictures, with '
-                       f'the network in --checkpoint (default: {IMAGE_CHECKPOINT})')
+    modes.add_argument('--image', type=Path, nargs='+', action='extend', metavar='FILE', help='colour these '
+                       f'pictures, with the network in --checkpoint (default: {IMAGE_CHECKPOINT})')
     modes.add_argument('--kmeans', type=number(int, 2, MAX_COLOURS), metavar='K',
                        help='find K colours by k-means, write them into colour/, and stop')
     args = parser.parse_args(argv)
@@ -1043,10 +1081,16 @@ def load_trained(model, checkpoint, category, colours=None, kernel=None, num_fil
     return network, choose_colours(colours, category, len(network.finalconv.bias), saved)
 
 
-def check_checkpoint(path, make_model):
-    """Find out before training if its checkpoint cannot be written, or would replace another file."""
+def check_checkpoint(path, make_model, resume, evaluate):
+    """Find out before training if its checkpoint cannot be written, or would replace what must not be lost.
+
+    `evaluate` says what the user may have meant where the file is a checkpoint already.
+    """
     check_writable(path)
-    check_writable(path.with_name(path.name + '.resume'))
+    check_writable(resume_file(path))
+    if resume_file(path).exists() and not resume:
+        raise InputError(f'{resume_file(path)} is left of an interrupted run: go on with --resume, or remove '
+                         'that file to begin anew')
     if path.exists() and path.stat().st_size:
         overwritten = 'would be overwritten: choose another name, or remove it'
         try:
@@ -1055,6 +1099,9 @@ def check_checkpoint(path, make_model):
             raise InputError(f'{path} is no checkpoint and {overwritten}') from e
         if owner not in (None, make_model.__name__):
             raise InputError(f'{path} belongs to another model, {owner}, and {overwritten}')
+        if not resume:
+            print(f'note: {path} will be replaced after the first epoch; to evaluate it, {evaluate}',
+                  file=sys.stderr)
 
 
 def find_colours(num_colours, data, category, seed):
@@ -1105,6 +1152,7 @@ def train_and_evaluate(model, objective, *, name, file_name, checkpoint, setting
     The others are as the flags say them, see `load_sets` and `scores_to_rgb`.
     """
     check_writable(outdir / f'{file_name}.png')
+    import_matplotlib()
     device = choose_device(gpu)
     model = model.to(device, memory_format=torch.channels_last)  # on CPUs the faster format
     num_filters, _, _, kernel = model.downconv1[0].weight.shape
@@ -1123,9 +1171,15 @@ def train_and_evaluate(model, objective, *, name, file_name, checkpoint, setting
             model.prior.data = log_frequencies(counts, about['prior'])
         train(model, objective, train_set, valid_set, about=about, checkpoint=checkpoint, outdir=outdir,
               colours=colours, draw=draw if plot else None, **settings)
-    evaluate(model, objective, valid_set, rgb, about=about | {'checkpoint': checkpoint.name}, outdir=outdir,
-             file_name=file_name, colours=colours, temperature=temperature,
-             accuracies={} if colours is None else baselines(counts, *valid_set))
+    about |= {'checkpoint': checkpoint.name, 'seed': settings and settings['seed'],
+              'temperature': temperature, 'colours': None if colours is None else colours.tolist()}
+    metrics = evaluate(model, objective, valid_set, rgb, about=about, outdir=outdir, file_name=file_name,
+                       colours=colours, temperature=temperature,
+                       accuracies={} if colours is None else baselines(counts, *valid_set))
+    if settings is None and colours is not None and not metrics['loss'] <= math.log(len(colours)):
+        print(f'warning: the loss is above ln {len(colours)} = {math.log(len(colours)):.4f}, which guessing '
+              f'gives: {checkpoint} may have been trained with other colours (-c), or with its skip '
+              'connections in another order', file=sys.stderr)
 
 
 def main():
@@ -1141,7 +1195,7 @@ def main():
         if not args.summary:
             name = f'{args.model.lower()}{"_prior" * bool(args.prior)}_k{kernel}_f{num_filters}.pkl'
             checkpoint = checkpoint or args.outdir / name
-            check_checkpoint(checkpoint, make_model)
+            check_checkpoint(checkpoint, make_model, args.resume, 'stop this and add --valid')
         colours = choose_colours(args.colours, args.category)
         torch.manual_seed(args.seed)
         model = make_model(kernel, num_filters, len(colours))
@@ -1159,6 +1213,22 @@ def main():
                        plot=args.plot, colours=colours, temperature=args.temperature)
 
 
+@contextmanager
+def ended_like_ctrl_c():
+    """SIGTERM, of a scheduler, and SIGHUP, of a closed terminal, raise KeyboardInterrupt as Ctrl-C does."""
+    ends = [number for number in (signal.SIGTERM, getattr(signal, 'SIGHUP', None))
+            if number and signal.getsignal(number) == signal.SIG_DFL]
+    if threading.current_thread() is not threading.main_thread():  # where Python handles no signals
+        ends = []
+    for number in ends:
+        signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def complaint(error):
     """The one line for something that a user can mend."""
     if isinstance(error, OSError) and error.filename:
@@ -1168,12 +1238,15 @@ def complaint(error):
 
 def run(main):
     """Run a script; what a user can cause ends in one line and an exit status, not a traceback."""
-    if sys.stdout is None:  # closed by whoever called
-        sys.stdout = open(os.devnull, 'w')
+    for name in ('stdout', 'stderr'):  # closed by whoever called, as in pythonw
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'w'))
     try:
-        sys.stdout.reconfigure(errors='backslashreplace')  # names that the terminal cannot show
+        if hasattr(sys.stdout, 'reconfigure'):  # notebooks have other streams
+            sys.stdout.reconfigure(errors='backslashreplace')  # names that the terminal cannot show
         try:
-            main()
+            with ended_like_ctrl_c():
+                main()
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -1183,8 +1256,11 @@ def run(main):
         sys.exit(1)
     except (InputError, OSError) as e:
         sys.exit(complaint(e))
+    except ImportError as e:
+        sys.exit(f'error: {one_line(e)}: pip install -r requirements.txt installs all that is needed')
     except (MemoryError, RuntimeError) as e:
-        if isinstance(e, RuntimeError) and 'memory' not in str(e):
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and not re.search(
+                'allocate memory|not enough memory|out of memory', str(e)):
             raise
         sys.exit('error: there is not enough memory: try a smaller --num_filters, --image_size or '
                  '--batch_size')

@@ -60,7 +60,7 @@ def one_line(error):
 
 
 def instead(path):
-    """What a file is instead of what its name says: words for an error, '' where its first bytes do not tell."""
+    """What a file is instead of what its name says: words for an error, '' if its start does not tell."""
     with open(path, 'rb') as file:
         start = file.read(200).lstrip(b'\xef\xbb\xbf \r\n\t').lower()
     if start.startswith(b'version https://git-lfs'):
@@ -448,6 +448,8 @@ def whole_file(path, trial=False):
         raise InputError(f'{path.parent} cannot be a folder, a file is in its way: choose another') from e
     if path.exists() and not path.is_file():
         raise InputError(f'{path} is a folder or a device, not a file: choose another name')
+    if path.exists() and not (os.access(path, os.W_OK) and path.stat().st_mode & 0o222):
+        raise InputError(f'{path} is read-only: choose another name, or make it writable')
     partial = path.with_name(f'.{path.name[:40]}.{secrets.token_hex(4)}.partial')  # not too long a name
     try:
         with open(partial, 'xb') as file:

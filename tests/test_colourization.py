@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import ConstantLR, StepLR
 import colourization
 from colour_regression import RegressionCNN
 from colourization import (CNN, DUNet, NUM_LEVELS, UNet, AverageOfWeights, MyConv2d, add_prior, baselines,
-                           classification, colour_counts, colourfulness, draw_pictures, find_shipped,
-                           get_cat_rgb, get_rgb_cat, grey_levels, kmeans_colours, load_model, log_frequencies,
+                           classification, colour_counts, colourfulness, draw_curves, draw_pictures,
+                           find_shipped, get_cat_rgb, get_rgb_cat, grey_levels, kmeans_colours, load_model,
+                           log_frequencies,
                            mosaic, parse_args, process, psnr, put_grey_back, run_validation_step,
                            save_checkpoint, save_history, scores_to_rgb, train_epoch, training_settings)
 from conftest import ROOT
@@ -788,7 +789,8 @@ def test_curves_show_the_history(tmp_path, monkeypatch):
     monkeypatch.setattr(Figure, 'savefig', lambda figure, *_, **__: drawn.append(figure))
     history = [{'epoch': e, 'seconds': e, 'train_loss': 3 - e, 'train_accuracy': e / 10,
                 'val_loss': 4 - e, 'val_accuracy': e / 20} for e in (1, 2, 3)]
-    save_history(history, tmp_path, 'UNet', 'what the figure says above')
+    save_history(history, tmp_path / 'history_UNet.csv')
+    draw_curves(history, tmp_path / 'curve.png', 'what the figure says above')
     (figure,) = drawn
     for axes, measure in zip(figure.axes, ('loss', 'accuracy'), strict=True):
         for line, part in zip(axes.lines, ('train', 'val'), strict=True):

@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 from colourization import (ANNEALED, SHOWN, UNet, draw_rows, judge, load_model, process,  # noqa: E402
                            psnr, put_grey_back, run, scores_to_rgb)
-from load_data import load_cifar10  # noqa: E402
+from load_data import InputError, load_cifar10  # noqa: E402
 
 
 @torch.no_grad()
@@ -54,6 +54,8 @@ def main():
     parser.add_argument('--data', default='data', help='where CIFAR-10 is (default: data)')
     parser.add_argument('--outdir', type=Path, default=HERE / 'figures', help='where the picture goes')
     args = parser.parse_args()
+    if args.data == 'sample':
+        raise InputError('the picture is of the horses of CIFAR-10: name them with --data')
     rgb, grey = process(*load_cifar10(args.data)[1])
     pictures = ways(grey)
 

@@ -24,7 +24,8 @@ RUNS, PAGE = HERE / 'results/experiments.csv', HERE / 'results/part_f.md'
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from load_data import whole_file  # noqa: E402
+from colourization import run  # noqa: E402
+from load_data import InputError, whole_file  # noqa: E402
 
 SEEDS = [0, 1, 2]
 
@@ -121,9 +122,11 @@ def history(command, seed, data, threads):
     """Run a command; returns a line for each epoch."""
     with tempfile.TemporaryDirectory() as folder:
         script, *flags = shlex.split(command)
-        subprocess.run([sys.executable, ROOT / script, *flags, '--seed', str(seed),
-                        '--data', data, '--outdir', folder], check=True, stdout=subprocess.DEVNULL,
-                       env=os.environ | {'OMP_NUM_THREADS': str(threads)})
+        done = subprocess.run([sys.executable, ROOT / script, *flags, '--seed', str(seed),
+                               '--data', data, '--outdir', folder], stdout=subprocess.DEVNULL,
+                              env=os.environ | {'OMP_NUM_THREADS': str(threads)})
+        if done.returncode:
+            raise InputError(f'this run failed: {command}')
         path, = Path(folder).glob('history_*.csv')
         return read_table(path)
 
@@ -180,6 +183,8 @@ def main():
     parser.add_argument('--data', default='data', help='where CIFAR-10 is (default: data)')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time (default: 1)')
     args = parser.parse_args()
+    if args.data == 'sample':
+        raise InputError('the page is about the horses of CIFAR-10: name them with --data')
 
     runs = read_table(RUNS) if RUNS.exists() else []
     done = {(run['command'], int(run['seed'])) for run in runs}
@@ -197,4 +202,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

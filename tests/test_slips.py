@@ -1,0 +1,311 @@
+"""A slip of the hand, a closed terminal, a notebook: nothing is lost, and what means nothing says so."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import colourization
+import load_data
+from colourization import UNet, draw_rows, parse_args, report, run
+from conftest import ROOT, WRITEUP, training
+from load_data import InputError, check_writable
+
+FLAGS = ['-m', 'CNN', '-f', 2, '-e', 2, '--data', 'sample', '--checkpoint', 'w.pkl']
+ENDS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+STEPS = 5  # an epoch of the part of the sample that `run_script` trains on
+
+
+def ends(patch, how, steps, look=lambda: None):
+    """Have the process send itself a signal when so many training steps have begun, and `look` then."""
+    real, begun = load_data.batches, []
+
+    def batches(tensors, batch_size, generator=None, augmentations=()):
+        for batch in real(tensors, batch_size, generator, augmentations):
+            begun.extend([None] * (generator is not None))
+            if generator is not None and len(begun) == steps:
+                look()
+                os.kill(os.getpid(), how)
+            yield batch
+    for module in load_data, colourization:
+        patch.setattr(module, 'batches', batches)
+
+
+def refused(done, status, *words):
+    """Whether a script ended with one line of error, which has the words."""
+    line, = done.stderr.splitlines()
+    return done.returncode == status and line.startswith('error: ') and all(word in line for word in words)
+
+
+# ---- A trained network ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('how', ENDS)
+@pytest.mark.parametrize('script, instead', [('colourization.py', 'add --valid'),
+                                             ('colour_regression.py', 'leave out --train')])
+def test_network_is_not_replaced_before_another_has_finished_an_epoch(script, instead, how, run_script,
+                                                                      monkeypatch, tmp_path):
+    flags = ['--train', '-f', 16, *FLAGS[4:]] if 'regression' in script else FLAGS
+    shipped = ROOT / f'weights/{"regression_cnn" if "regression" in script else "cnn"}_k3_f16.pkl'
+    shutil.copy(shipped, tmp_path / 'w.pkl')
+    with monkeypatch.context() as patch:
+        ends(patch, how, STEPS - 1)
+        done = run_script(script, *flags)
+    note, end = done.stderr.splitlines()
+    assert note.startswith('note: w.pkl ') and 'after the first epoch' in note and instead in note
+    assert done.returncode == 130 and re.fullmatch('interrupted before .* w.pkl .*', end)
+    assert (tmp_path / 'w.pkl').read_bytes() == shipped.read_bytes()
+    assert sorted(path.name for path in tmp_path.rglob('*.*')) == ['w.pkl']
+
+
+@pytest.mark.parametrize('how', ENDS)
+def test_whoever_ends_a_training_finds_what_was_trained(how, run_script, monkeypatch, tmp_path):
+    shutil.copy(ROOT / 'weights/cnn_k3_f16.pkl', tmp_path / 'w.pkl')
+    seen = []
+    before = [signal.getsignal(number) for number in ENDS]
+    with monkeypatch.context() as patch:
+        ends(patch, how, STEPS + 2, lambda: seen.extend(path.name for path in tmp_path.rglob('*.*')))
+        done = run_script('colourization.py', *FLAGS)
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[1:] == [
+        'interrupted: the weights so far are in w.pkl; --resume goes on after epoch 1']
+    assert sorted(seen) == ['history_CNN.csv', 'w.pkl', 'w.pkl.resume']  # already before it ended
+    assert torch.load(tmp_path / 'w.pkl', weights_only=True)['downconv1.0.weight'].shape[0] == 2
+    assert (tmp_path / 'outputs/history_CNN.csv').read_text().count('\n') == 2
+    assert (tmp_path / 'outputs/training_curve_CNN.png').stat().st_size > 1000
+    assert [signal.getsignal(number) for number in ENDS] == before
+
+    state, weights = ((tmp_path / name).read_bytes() for name in ('w.pkl.resume', 'w.pkl'))
+    done = run_script('colourization.py', *FLAGS)
+    assert refused(done, 1, 'w.pkl.resume', '--resume', 'remove')
+    assert state == (tmp_path / 'w.pkl.resume').read_bytes() and weights == (tmp_path / 'w.pkl').read_bytes()
+    done = run_script('colourization.py', *FLAGS, '--resume')
+    assert (done.returncode, done.stderr) == (0, '') and done.stdout.startswith('Epoch [2/2]')
+    assert not (tmp_path / 'w.pkl.resume').exists()
+
+
+def test_hangup_that_is_ignored_stays_ignored():
+    """As `nohup` wants it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        run(lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize('name', ['w.pkl', 'w.pkl.resume'])
+def test_read_only_file_is_refused_before_training(name, run_script, monkeypatch, tmp_path):
+    monkeypatch.setattr(load_data, 'load_sample', None)  # nothing is read either
+    shutil.copy(ROOT / 'weights/cnn_k3_f16.pkl', tmp_path / name)
+    (tmp_path / name).chmod(stat.S_IREAD)
+    content = (tmp_path / name).read_bytes()
+    done = run_script('colourization.py', *FLAGS)
+    assert refused(done, 1, f'{name} ', 'read-only')
+    assert (tmp_path / name).read_bytes() == content
+    with pytest.raises(InputError, match='read-only'):
+        check_writable(tmp_path / name)
+
+
+@pytest.mark.parametrize('length, fits', [(240, True), (243, True), (248, True), (249, False), (255, False),
+                                          (256, False)])
+def test_long_name_of_a_checkpoint_is_written_or_refused_at_once(length, fits, run_script, tmp_path):
+    name = 'n' * (length - 4) + '.pkl'
+    done = run_script('colourization.py', *FLAGS[:-1], name)
+    assert ('.partial' in done.stderr, (tmp_path / name[:255]).exists()) == (False, fits)
+    assert (done.returncode == 0) if fits else refused(done, 1, name, 'too long') and done.stdout == ''
+
+
+# ---- An answer that means nothing -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def other_order(tmp_path):
+    """The shipped UNet as who concatenates its skip connections the other way round would have it."""
+    state = torch.load(ROOT / 'weights/unet_k3_f16.pkl', weights_only=True)
+    for name in ('upconv1.0.weight', 'upconv2.0.weight'):
+        state[name] = state[name].roll(state[name].shape[1] // 2, dims=1)
+    state['finalconv.weight'] = state['finalconv.weight'].roll(1, dims=1)
+    torch.save(dict(state), tmp_path / 'w.pkl')
+    return ROOT / 'colour/colour_kmeans24_cat7.npy'
+
+
+def test_loss_above_that_of_guessing_gives_a_warning(other_order, run_script, tmp_path):
+    flags = ['-m', 'UNet', '--valid', '--data', 'sample']
+    done = run_script('colourization.py', *flags, '--checkpoint', 'w.pkl', '-c', other_order)
+    assert float(re.search('Val Loss: (.*),', done.stdout)[1]) > math.log(24)
+    warning, = done.stderr.splitlines()
+    assert done.returncode == 0 and warning.startswith('warning: ')
+    assert all(words in warning for words in ('ln 24 = 3.1781', 'w.pkl', 'skip connections', 'colours (-c)'))
+
+    shutil.copy(ROOT / 'weights/unet_k3_f16.pkl', tmp_path / 'w.pkl')
+    done = run_script('colourization.py', *flags, '--checkpoint', 'w.pkl')
+    assert (done.returncode, done.stderr) == (0, '')
+
+
+@pytest.mark.parametrize('temperature', ['1e-39', '1e-300', '-1', '0.0009', '101', 'nan', 'inf', 'warm'])
+def test_temperature_that_scores_cannot_be_divided_by_is_refused(temperature, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse_args(['-m', 'UNet', f'--temperature={temperature}'])
+    assert end.value.code == 2 and temperature in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('temperature', [0, 0.001, 0.38, 1, 100])
+def test_metrics_say_how_they_came_about(temperature, run_script, tmp_path):
+    colours = np.array([[0.2, 0.2, 0.2], [0.7, 0.7, 0.7]], np.float32)
+    np.save(tmp_path / 'c.npy', colours)
+    done = run_script('colourization.py', '-m', 'CNN', '-k', 1, '-f', 3, '-e', 1, '-s', 5, '-c', 'c.npy',
+                      '--data', 'sample', '--temperature', temperature)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / 'outputs/metrics_CNN.json').read_text()
+    told = json.loads(text, parse_constant=pytest.fail)
+    assert {name: told[name] for name in ('kernel', 'num_filters', 'seed', 'temperature', 'colours')} == {
+        'kernel': 1, 'num_filters': 3, 'seed': 5, 'temperature': temperature, 'colours': colours.tolist()}
+    assert 0 < told['pictures']['prediction']['mean_squared_error'] < 1
+
+
+def test_metrics_are_read_by_whoever_knows_no_nan(tmp_path):
+    report({'model': 'UNet', 'data': 'any'}, {'loss': math.nan, 'accuracy': 0.5}, {},
+           {'prediction': {'mean_squared_error': math.inf, 'colourfulness': -math.inf}}, tmp_path)
+    told = json.loads((tmp_path / 'metrics_UNet.json').read_text(), parse_constant=pytest.fail)
+    assert (told['val_loss'], told['val_accuracy']) == (None, 0.5)
+    assert told['pictures'] == {'prediction': {'mean_squared_error': None, 'colourfulness': None}}
+
+
+@pytest.mark.parametrize('words', ['CUDA error: an illegal memory access was encountered',
+                                   'memory format option is only supported by strided tensors'])
+def test_mistake_that_mentions_memory_is_not_too_little_of_it(words):
+    def main():
+        raise RuntimeError(words)
+    with pytest.raises(RuntimeError, match=words):
+        run(main)
+
+
+@pytest.mark.parametrize('main', [
+    lambda: torch.empty(10**15), lambda: np.empty(10**15), lambda: bytearray(10**15),
+    lambda: (_ for _ in ()).throw(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB')),
+    lambda: (_ for _ in ()).throw(RuntimeError('MPS backend out of memory'))])
+def test_too_little_memory_is_told_in_a_line(main):
+    with pytest.raises(SystemExit, match='error: there is not enough memory'):
+        run(main)
+
+
+@pytest.mark.parametrize('script', ['experiments.py', 'comparison.py', 'writeup.py'])
+def test_pages_about_horses_are_not_made_of_the_sample(script, run_script):
+    done = run_script(WRITEUP / script, '--data', 'sample')
+    assert refused(done, 1, 'horses of CIFAR-10', '--data') and done.stdout == ''
+
+
+# ---- Notebooks and other surroundings ---------------------------------------------------------------------
+
+
+def test_backend_and_settings_of_a_notebook_have_no_part_in_it(start_script, tmp_path):
+    (tmp_path / 'matplotlibrc').write_text('text.usetex: True\n')
+    done = start_script('colourization.py', '-m', 'CNN', '--valid', '--data', 'sample',
+                        '--checkpoint', 'weights/cnn_k3_f16.pkl',
+                        MPLBACKEND='module://matplotlib_inlined.by_nobody')
+    assert (done.returncode, done.stderr) == (0, '')
+    assert (tmp_path / 'outputs/eval_CNN.png').stat().st_size > 10_000
+
+
+def test_figures_are_the_same_whatever_the_settings_and_leave_them_alone(tmp_path):
+    import matplotlib
+
+    rows = [('a label', np.random.default_rng(0).random((3, 3, 8, 8)))]
+    draw_rows(rows, tmp_path / 'a.png', 'a title')
+    settings = {'font.size': 30, 'text.usetex': True, 'axes.titlecolor': 'red', 'savefig.dpi': 10,
+                'savefig.bbox': 'tight', 'savefig.format': 'pdf', 'backend': 'pdf'}
+    with matplotlib.rc_context(settings):
+        draw_rows(rows, tmp_path / 'b.png', 'a title')
+        assert matplotlib.rcParams['font.size'] == 30 and matplotlib.rcParams['text.usetex']
+    assert (tmp_path / 'a.png').read_bytes() == (tmp_path / 'b.png').read_bytes()
+
+
+@pytest.mark.parametrize('command', [
+    'colourization.py -m CNN -e 1', 'colour_regression.py',
+    'activations.py --checkpoint weights/cnn_k3_f16.pkl'])
+def test_what_the_end_of_a_run_needs_is_missed_at_its_beginning(command, run_script, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    for module in load_data, colourization:
+        monkeypatch.setattr(module, 'load_cifar10', None)  # nothing is read before
+    done = run_script(*shlex.split(command), '--data', 'sample')
+    assert refused(done, 1, 'matplotlib') and not list(tmp_path.rglob('*.*'))
+
+
+def test_picture_library_that_is_missing_is_named(run_script, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'PIL', None)
+    assert refused(run_script('colourization.py', '--image', 'a.jpg'), 1, 'PIL', 'pip install')
+
+
+class Text:
+    """The least that Python asks of a standard stream."""
+
+    def __init__(self):
+        self.lines = ''
+
+    def write(self, text):
+        self.lines += text
+
+    def flush(self):
+        pass
+
+
+@pytest.mark.parametrize('stream', [Text, lambda: None])
+def test_standard_streams_may_be_any(stream, monkeypatch, tmp_path):
+    out, err = stream(), stream()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['colourization.py', *map(str, FLAGS)])
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        run(colourization.main)
+    assert (tmp_path / 'w.pkl').exists() and (tmp_path / 'outputs/eval_CNN.png').exists()
+    if out is not None:
+        assert 'Val Acc' in out.lines
+
+
+@pytest.mark.parametrize('closed', ['2>&-', '<&- >&- 2>&-'])
+def test_closed_streams_do_not_end_a_run(closed, tmp_path):
+    done = subprocess.run(f'{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / "colourization.py"))} '
+                          f'-m CNN --valid --data sample --checkpoint weights/cnn_k3_f16.pkl {closed}',
+                          shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, '')
+    assert (tmp_path / 'outputs/metrics_CNN.json').exists()
+
+
+# ---- Lists of flags ---------------------------------------------------------------------------------------
+
+
+def test_lists_add_up():
+    args = parse_args(shlex.split('--image a.jpg b.jpg --image c.jpg'))
+    assert list(map(str, args.image)) == ['a.jpg', 'b.jpg', 'c.jpg']
+    args = parse_args(shlex.split('-m UNet --augment flip_lr --augment zoom classes'))
+    assert args.augment == ['flip_lr', 'zoom', 'classes']
+    assert parse_args(['-m', 'UNet']).augment == []
+
+
+def test_order_of_augmentations_makes_no_other_run(tmp_path, monkeypatch):
+    real = load_data.batches
+    calls = []
+
+    def batches(*arguments):
+        calls.append(None)
+        if len(calls) == 3:  # training, validating, training
+            raise KeyboardInterrupt
+        return real(*arguments)
+    with monkeypatch.context() as patch:
+        patch.setattr(colourization, 'batches', batches)
+        with pytest.raises(KeyboardInterrupt):
+            training(tmp_path, augment=['zoom', 'flip_lr', 'zoom'])
+    assert training(tmp_path, augment=['flip_lr', 'zoom'], resume=True)
+    with pytest.raises(InputError, match='resume'):
+        training(tmp_path, make=UNet, augment=['flip_lr'], resume=True)
