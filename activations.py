@@ -1,4 +1,4 @@
-"""What each layer of a trained network sees (part E).
+"""What each stage of a trained network makes of a picture (part E).
 
     python activations.py --model CNN --checkpoint weights/cnn_k3_f32.pkl          # three pictures
     python activations.py 0 5 17 --model UNet --checkpoint weights/unet_k3_f32.pkl
@@ -47,7 +47,7 @@ def activation_panels(grey, rgb, prediction, maps):
 
 
 def main():
-    parser = make_parser('Draw what each layer of a trained network sees in validation pictures.')
+    parser = make_parser('Draw what each stage of a trained network makes of validation pictures.')
     parser.add_argument('index', type=number(int, 0), nargs='*', default=[0, 1, 2],
                         help='numbers of validation pictures (default: 0 1 2)')
     parser.add_argument('-m', '--model', choices=MODELS, default='CNN', help='default: %(default)s')

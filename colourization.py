@@ -12,16 +12,17 @@ chooses for each pixel one of K colours, which k-means found in the training pic
 
 Where the questions of the handout are answered in code:
 
-    A  regression           colour_regression.py: `RegressionCNN` is the `CNN` below with three outputs,
-                            `regression` its loss; A.1, A.2: `architecture` (--summary), `evaluate`
-    B  classification       `MyConv2d`, `down`, `up`, `CNN`; the 24 colours: `kmeans_colours`, `get_rgb_cat`;
-                            loss and accuracy: `classification`, `run_validation_step` (--valid)
-    C  skip connections     `UNet`; C.2: `train_epoch`, `train`, and the curve: `draw_curves`
-    D  dilation             D.1, a filter: `spread_weight`; a network: `architecture`; D.2: `DilatedUNet`
-    E  activations          activations.py
-    F  augmentation         `augment` in load_data.py, (e) in `load_sets`; F.2: `add_training_flags`; both by
-                            experiment: outputs/writeup/experiments.py
-    G  dilated convolution  `MyDilatedConv2d`; G.2: `run_validation_step`, `evaluate`
+    A  regression           A.1: `CNN` below with three outputs, RegressionCNN in colour_regression.py, and
+                            `architecture` (--summary); A.2: `evaluate`; A.3, A.4: the loss, `regression`
+    B  classification       B.1: `MyConv2d`, `down`, `up`, `CNN`; the 24 colours: `kmeans_colours`,
+                            `get_rgb_cat`; B.2: `classification`, `evaluate`, `draw_predictions` (--valid)
+    C  skip connections     C.1: `UNet`; C.2: `train_epoch`, `train`, the curve: `draw_curves`; C.3: as B.2
+    D  dilation             D.1: `spread_weight`, whose sides are the receptive fields; of whole networks:
+                            `architecture` (--summary); D.2: `DilatedUNet`
+    E  activations          activations.py: `record_activations`, `tile_maps`
+    F  augmentation         F.1: (a) to (d) `augment` in load_data.py, (e) `load_sets`; F.2: the flags of
+                            `add_training_flags`; both measured in outputs/writeup/experiments.py
+    G  dilated convolution  G.1: `MyDilatedConv2d`; G.2: as B.2, with --model DUNet
 
 From top to bottom: settings, colours, pictures, layers, models (and a prior for them), training,
 evaluation, checkpoints, pictures of the user, command line.
@@ -141,7 +142,7 @@ def put_grey_back(rgb, grey):
 
 
 def mosaic(pictures, columns):
-    """Tile pictures [N, C, H, W] with one-pixel gaps into one [rows * (H + 1) - 1, ..., C]."""
+    """Tile pictures [N, C, H, W] into one, with gaps of one pixel: [rows * (H + 1) - 1, ..., C]."""
     n, channels, height, width = pictures.shape
     rows = -(-n // columns)
     tiles = np.ones((rows * columns, channels, height + 1, width + 1), np.float32)
@@ -178,7 +179,7 @@ def figure_file(path, width, height, dpi):
 def draw_pictures(panels, path, title, columns=1, width=10):
     """Draw (label, picture) pairs, `columns` of them side by side, into a PNG file `width` inches wide.
 
-    Every picture of this project is drawn here. They are [H, W, 3] or, grey, [H, W, 1], in [0, 1].
+    Every figure but the curves is drawn here. Pictures are [H, W, 3] or, grey, [H, W, 1], in [0, 1].
     """
     rows = [panels[i:i + columns] for i in range(0, len(panels), columns)]
     heights = [max(width / columns * p.shape[0] / p.shape[1] for _, p in row) + 0.3 for row in rows]
@@ -221,10 +222,10 @@ class MyConv2d(nn.Module):
 
 
 class MyDilatedConv2d(MyConv2d):
-    """A convolution with `dilation` pixels left out between its taps (handout, Figure 1).
+    """A convolution with `dilation` pixels left out between its weights (handout, Figure 1).
 
     Dilation 0 is an ordinary filter, so this is `F.conv2d(..., dilation=dilation + 1)`, made by spreading the
-    taps over a larger filter of zeros (part G). The size of the picture stays. Raises ValueError if the
+    weights over a larger filter of zeros (part G). The size of the picture stays. Raises ValueError if the
     kernel is even or the dilation negative.
     """
 
@@ -236,7 +237,7 @@ class MyDilatedConv2d(MyConv2d):
         self.dilation = dilation
 
     def spread_weight(self):
-        """The filters with their gaps, [O, I, s, s] where s = k + (k - 1) * dilation."""
+        """The filters with their gaps, [O, I, s, s]: s = k + (k - 1) * dilation is the receptive field."""
         size = 2 * self.padding + 1
         spread = self.weight.new_zeros(*self.weight.shape[:2], size, size)
         spread[:, :, ::self.dilation + 1, ::self.dilation + 1] = self.weight
@@ -250,19 +251,19 @@ class MyDilatedConv2d(MyConv2d):
 
 
 def down(in_channels, out_channels, kernel):
-    """A stage that halves the picture: convolution, 2x2 max pooling, batch norm, ReLU."""
+    """A stage that halves height and width: convolution, 2x2 max pooling, batch norm, ReLU."""
     return nn.Sequential(MyConv2d(in_channels, out_channels, kernel), nn.MaxPool2d(2),
                          nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 def up(in_channels, out_channels, kernel):
-    """A stage that doubles the picture: convolution, 2x2 upsampling, batch norm, ReLU."""
+    """A stage that doubles height and width: convolution, 2x2 upsampling, batch norm, ReLU."""
     return nn.Sequential(MyConv2d(in_channels, out_channels, kernel), nn.Upsample(scale_factor=2),
                          nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class CNN(nn.Module):
-    """Six convolutions; the picture shrinks to a quarter and grows again (part B)."""
+    """Six convolutions; the sides of the picture shrink to a quarter and grow again (part B)."""
 
     def __init__(self, kernel, num_filters, num_colours):
         super().__init__()
@@ -284,7 +285,7 @@ class CNN(nn.Module):
 
 
 class UNet(nn.Module):
-    """The CNN with skip connections, first stage to last, second to second last (part C).
+    """The CNN with skip connections: downconv2 to upconv1, downconv1 to upconv2, input to finalconv (C.1).
 
     Ronneberger, Fischer and Brox (2015), U-Net.
     """
@@ -312,7 +313,7 @@ class UNet(nn.Module):
 
 
 class DilatedUNet(UNet):
-    """The UNet whose middle convolution leaves a gap of one pixel between its taps (part D).
+    """The UNet whose middle convolution leaves a gap of one pixel between its weights (part D).
 
     Yu and Koltun (2015), Multi-scale context aggregation by dilated convolutions.
     """
@@ -332,11 +333,11 @@ PARAMETERS = {'weight': 'weights', 'bias': 'biases'}
 def architecture(model, size=32):
     """What a network is made of: a dict for each operation, from the input on (parts A.1 and D.1).
 
-    All is read off one forward pass of a picture of `size` x `size`, and the receptive field followed along:
-    the first and last input row that a row depends on. It differs with its place in the pooled 2x2 blocks.
+    All is read off one forward pass of a picture of `size` x `size`. On the way the receptive field is
+    followed, the first and last input row that a row depends on; rows of a pooled 2x2 block differ in it.
     """
     model, rows = copy.deepcopy(model).eval().cpu(), []
-    first = last = np.arange(4096)  # more rows than any network sees, so that the middle sees no edge
+    first = last = np.arange(4096)  # more rows than any receptive field, so that the middle sees no edge
 
     def note(stage, layer, inputs, output):
         nonlocal first, last
@@ -380,7 +381,7 @@ def add_prior(model, table):
     """Give a network a prior: what a pixel's grey level alone says of its colour.
 
     The table, scores [E, K] of the colours at E grey levels from black to white, becomes its parameter
-    `prior`, learned with the others. From now on `add_prior_scores` adds to its scores.
+    `prior`, learned with the others. From now on `add_prior_scores` adds it to the scores.
     """
     model.prior = nn.Parameter(table)
     model.register_forward_hook(add_prior_scores)
@@ -399,12 +400,12 @@ def add_prior_scores(model, inputs, scores):
 
 
 def grey_levels(grey):
-    """The sum of red, green and blue, 0 to 765, that grey pictures [N, 1, H, W] were made from."""
+    """The sum of red, green and blue, 0 to 765, that grey pixels of any shape were made from."""
     return (grey * 3 * MAX_PIXEL).round().long()
 
 
 def colour_counts(grey, cats, num_colours):
-    """How often each colour, 0 to K - 1, stands at each grey level, [766, K], in pictures [N, 1, H, W].
+    """How often each colour, 0 to K - 1, occurs at each grey level, [766, K], in pictures [N, 1, H, W].
 
     A grey between two of the levels that `process` makes of bytes counts for the nearer one; none may lie
     outside of [0, 765 / 768].
@@ -414,9 +415,9 @@ def colour_counts(grey, cats, num_colours):
 
 
 def log_frequencies(counts, entries=NUM_LEVELS):
-    """A table for `add_prior` from `colour_counts`: how probable each colour is, [E, K].
+    """A table for `add_prior` from `colour_counts`: log probabilities of the colours, [E, K].
 
-    Neighbouring levels share an entry, where SMOOTHING more pixels count, coloured as all pixels are.
+    Neighbouring levels share an entry, smoothed by SMOOTHING pixels with the colours of all.
     """
     entry = torch.arange(NUM_LEVELS, device=counts.device) * entries // NUM_LEVELS
     pooled = counts.new_zeros(entries, counts.shape[1]).index_add(0, entry, counts)
@@ -476,7 +477,7 @@ def train_epoch(learner, average, optimizer, scheduler, objective, loader, bfloa
         scheduler.step()
         average.update()
         pictures += len(x)
-        for name, value in metrics.items():  # kept one by one, they would break up the free memory
+        for name, value in metrics.items():  # kept one by one, they would fragment memory
             totals[name] = totals.get(name, 0) + len(x) * value.detach()
     return {name: (total / pictures).item() for name, total in totals.items()}
 
@@ -498,7 +499,7 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
         checkpoint: the file for its weights, saved after every epoch and when training is interrupted; what
             was there before stays until an epoch is over. Beside it lies, until the last epoch, a file
             `.resume` with what is needed to go on to the same bits.
-        outdir: where history_*.csv is written after every epoch, and training_curve_*.png in the end.
+        outdir: where history_*.csv is written after every epoch, and training_curve_*.png after the last.
         colours: the array [K, 3] that belongs to the network, for its checkpoint.
         draw: if given, `draw(metrics, epoch)` is called after every epoch.
         batch_size, ..., resume: as the flags of the same names.
@@ -564,7 +565,7 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
 
 
 def multiplies_bfloat16(device):
-    """Whether the hardware itself does, which makes training faster; otherwise it is slower."""
+    """Whether the hardware multiplies bfloat16; only then is training in it faster."""
     if device.type == 'cpu':
         return any(torch.cpu.get_capabilities().get(name) for name in ('avx512_bf16', 'amx_bf16'))
     return device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -665,7 +666,7 @@ def evaluate(model, objective, valid_set, rgb, *, about, outdir, file_name, colo
 
     Takes grey pictures and targets on the network's device, and the true pictures, an array [N, 3, H, W].
     Writes `file_name`.png and the report into `outdir`; the report begins with `about`, at least 'model' and
-    'data', and ends with the `baselines` in `accuracies`. Colours and temperature: see `scores_to_rgb`.
+    'data', and has the `baselines` in `accuracies`. Colours and temperature: see `scores_to_rgb`.
     """
     predictions = []
     metrics = run_validation_step(
@@ -704,19 +705,19 @@ def digits(metrics):
 
 
 def metrics_line(metrics):
-    """The course's words for validation metrics."""
+    """Validation metrics, in the course's words where it has them."""
     more = (f'Val Acc: {metrics["accuracy"]:.1%}' if 'accuracy' in metrics else
             f'PSNR: {psnr(metrics["loss"]):.2f} dB')
     return f'Val Loss: {metrics["loss"]:.{digits(metrics)}f}, {more}'
 
 
 def say(line, data):
-    """Print a line, which says so if its `data`, see `data_name`, is the sample."""
+    """Print a line, with '(sample)' at its end if `data`, as `data_name` has it, is the sample."""
     print(line + ' (sample)' * (data == SAMPLE), flush=True)
 
 
 def data_name(data, category):
-    """What lines and figures call the pictures that --data and --category say."""
+    """What lines and figures call the pictures that --data and --category choose."""
     return SAMPLE if data == 'sample' else {'all': 'CIFAR-10', HORSE: 'the horses of CIFAR-10'}.get(
         category, f'class {category} of CIFAR-10')
 
@@ -920,7 +921,7 @@ def colour_files(paths, model, colours, outdir, temperature=ANNEALED, size=IMAGE
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes a pasted en or em dash before a flag for hyphens; a wrong use gives one line."""
+    """Reads a pasted en or em dash before a flag as hyphens; a wrong use gives one line."""
 
     def parse_args(self, argv=None):
         argv = sys.argv[1:] if argv is None else argv
@@ -1120,9 +1121,10 @@ def find_colours(num_colours, data, category, seed):
 
 
 def load_sets(data, category, held_out, colours, device, classes=False):
-    """What a network is trained and validated on: pictures from --data of a category, or of all `classes`.
+    """What a network is trained and validated on: pictures from --data of a category.
 
-    Validated is on the test pictures, or on `held_out` training pictures. Returns both sets, pairs of grey
+    It is trained on all ten `classes` if that is true, and validated on the test pictures, or on `held_out`
+    training pictures if that is not 0. Returns both sets, pairs of grey
     pictures and targets (numbers of the colours [K, 3], or RGB) on the device; the true validation pictures,
     an array [N, 3, 32, 32]; and the `colour_counts` of the category's training pictures.
     """
@@ -1147,9 +1149,9 @@ def train_and_evaluate(model, objective, *, name, file_name, checkpoint, setting
                        outdir, gpu, plot, colours=None, temperature=0.0):
     """The work of both scripts: read the pictures, train a network if there are settings, evaluate it.
 
-    `settings` are keyword arguments of `train`, or None for a network that is trained; `checkpoint` is the
-    file to save it in, or that it came from; `name` and `file_name` are what lines and drawings are called.
-    The others are as the flags say them, see `load_sets` and `scores_to_rgb`.
+    `settings` are keyword arguments of `train`, or None if it is trained already; `checkpoint` is the file to
+    save it in, or that it came from; `name` and `file_name` are what lines and drawings are called. The
+    others are as the flags of these names, see `load_sets` and `scores_to_rgb`.
     """
     check_writable(outdir / f'{file_name}.png')
     import_matplotlib()

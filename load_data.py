@@ -45,7 +45,7 @@ LARGEST_ARCHIVE = 256 << 20  # bytes, unpacked; the real one has 186 million
 MOST_READS = 10_000  # of an archive; the real one takes about 250
 HORSE = 7  # the class that the assignment colours
 MAX_COLOURS = 256  # the last layer grows with their square, and the scores take memory for each
-MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first are a to d of question F.1
+MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first four are (a) to (d) of F.1
 ZOOM = 0.25  # at most a quarter closer or farther
 
 
@@ -238,7 +238,7 @@ def load_sample():
     return crops(3000, 0, 112), crops(500, 112, 160)
 
 
-# ---- Pickles, which the batches of CIFAR-10 and the colour files of the course are -----------------------
+# ---- Pickles: CIFAR-10's batches, and the course's colour files ------------------------------------------
 
 
 class PickledDtype:
@@ -342,7 +342,7 @@ def augment(tensors, moves, generator):
     Half of them are mirrored; a third is shifted one pixel, a third the other way. Zooming scales a picture
     about its middle, shifts it by up to an eighth, and takes the nearest pixels. What is then missing at the
     edge is reflected. Tensors [N, C, H, W] of the same pictures move together, as a generator of the CPU
-    decides; words that are not of MOVES change nothing.
+    decides; words that are not in MOVES are ignored.
     """
     (n, _, height, width), device = tensors[0].shape, tensors[0].device
     if 'zoom' in moves:

@@ -11,6 +11,7 @@ import signal
 import stat
 import subprocess
 import sys
+import textwrap
 
 import numpy as np
 import pytest
@@ -275,11 +276,52 @@ def test_standard_streams_may_be_any(stream, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize('closed', ['2>&-', '<&- >&- 2>&-'])
 def test_closed_streams_do_not_end_a_run(closed, tmp_path):
+    np.save(tmp_path / 'two.npy', [[0.2, 0.2, 0.2], [0.7, 0.7, 0.7]])
     done = subprocess.run(f'{shlex.quote(sys.executable)} {shlex.quote(str(ROOT / "colourization.py"))} '
-                          f'-m CNN --valid --data sample --checkpoint weights/cnn_k3_f16.pkl {closed}',
+                          f'-m CNN -f 2 -e 1 -c two.npy --data sample {closed}',
                           shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, '')
     assert (tmp_path / 'outputs/metrics_CNN.json').exists()
+
+
+@pytest.mark.slow
+def test_cell_of_the_readme_runs_in_a_notebook(tmp_path):
+    """In a real kernel, and so does what else people write into cells."""
+    reason = 'needs ipykernel and jupyter_client'
+    pytest.importorskip('ipykernel', reason=reason)
+    start_new_kernel = pytest.importorskip('jupyter_client.manager', reason=reason).start_new_kernel
+    cell = re.search(r'\n((?:    %.*\n)(?:    .*\n)+)', (ROOT / 'README.md').read_text())[1]
+    for name in ('colourization.py', 'load_data.py', 'requirements.txt'):
+        (tmp_path / name).symlink_to(ROOT / name)
+    path = os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']])
+    kernel, client = start_new_kernel(cwd=str(tmp_path), env=os.environ | {'PATH': path})
+
+    def execute(code):
+        messages = []
+        reply = client.execute_interactive(code, timeout=500, output_hook=messages.append)
+        assert reply['content']['status'] == 'ok', messages
+        printed = ''.join(message['content'].get('text', '') for message in messages)
+        assert 'Traceback' not in printed and 'Error' not in printed and 'rror:' not in printed, printed
+        return printed, [message['content']['data'] for message in messages if 'data' in message['content']]
+
+    try:
+        printed, shown = execute(textwrap.dedent(cell))
+        assert 'Epoch [5/5], Val Loss' in printed and 'image/png' in shown[-1]
+        again = '--model CNN -f 2 -e 1 --data sample --outdir again'
+        for code in (f'%run colourization.py {again}',
+                     'import contextlib, io, sys, colourization\n'
+                     f'sys.argv[1:] = "{again} --checkpoint other.pkl".split()\n'
+                     'with contextlib.redirect_stdout(io.StringIO()) as out:\n'
+                     '    colourization.run(colourization.main)\n'
+                     'print(out.getvalue())'):
+            printed, _ = execute(code)
+            assert 'Epoch [1/1], Val Loss' in printed and 'Val Acc' in printed.strip().splitlines()[-1]
+            assert (tmp_path / 'again/eval_CNN.png').exists()
+        printed, _ = execute('%matplotlib inline\nimport matplotlib; print(matplotlib.get_backend())')
+        assert 'inline' in printed
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
 
 
 # ---- Lists of flags ---------------------------------------------------------------------------------------
