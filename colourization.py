@@ -35,12 +35,14 @@ import io
 import json
 import math
 import os
+import pickle
 import re
 import signal
 import sys
 import threading
 import time
 import warnings
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,7 +54,8 @@ from torch.optim.lr_scheduler import ConstantLR, OneCycleLR
 from tqdm import tqdm
 
 from load_data import (HORSE, MAX_COLOURS, MOVES, InputError, batches, check_colours, check_writable,
-                       hold_out, is_of, load_cifar10, load_colours, one_line, read_picture, whole_file)
+                       hold_out, instead, is_of, load_cifar10, load_colours, one_line, read_picture,
+                       whole_file)
 
 # SciPy, scikit-learn and matplotlib take seconds to import, so the functions that need them do it;
 # Pillow, which --image alone needs, likewise.
@@ -752,36 +755,114 @@ def load_tensors(file):
         return torch.load(file, map_location='cpu', weights_only=True)
 
 
+SAVE_IT = 'save model.state_dict() with torch.save'
+FORMATS = {rb'\x93NUMPY': 'a NumPy array', rb'\x89PNG|\xff\xd8\xff|GIF8': 'a picture',
+           rb'\x89HDF': 'an HDF5 file, as Keras writes them', rb'\x08.[\x12:]': 'an ONNX model',
+           rb'.{6}\0\0\{': 'a safetensors file', rb'\x1f\x8b|BZh|\xfd7z|7z\xbc\xaf|Rar!': 'a compressed file',
+           rb'\x80[\x01-\x05]': 'a pickle that torch.save did not write',
+           rb'PK\x03\x04': 'a zip archive of other files', rb'': 'some other file'}
+
+
+def what_it_is(path, error):
+    """What a file is that torch could not read as tensors, and what to do: words for an error."""
+    with open(path, 'rb') as file:
+        start, names = file.read(32), []
+    if start.startswith(b'PK\3\4'):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+        except Exception:  # a broken archive can raise nearly anything
+            return 'it is damaged, its end is missing: copy or download it again'
+    if any(name.endswith('/constants.pkl') for name in names):
+        return 'it is a TorchScript program, not a checkpoint: torch.jit.load it, and save its state_dict()'
+    if asked := re.search(r'GLOBAL (\S+)', str(error)):
+        return (f'it holds more than tensors ({asked[1]:.60}), as a whole pickled model does, and could run '
+                f'code: {SAVE_IT} instead')
+    if start.startswith(b'\x80\2\x8a\nl\xfc\x9cF\xf9') or any(name.endswith('/version') for name in names):
+        return (f'it holds more than tensors, or is damaged: {SAVE_IT} again' if isinstance(
+            error, pickle.UnpicklingError) else 'it is damaged: copy or download it again')
+    kind = next(kind for pattern, kind in FORMATS.items() if re.match(pattern, start, re.DOTALL))
+    return (f'it is {kind if start else "empty"}, not a checkpoint: name a file that '
+            'torch.save(model.state_dict(), FILE) wrote')
+
+
+def find_weights(value):
+    """The state dict in what torch.load returned: that itself, or one in it.
+
+    Returns its metadata, and its tensors by names without what DataParallel and torch.compile add, less the
+    counters of BatchNorm and AveragedModel, which nothing here uses. Raises InputError if there is none.
+    """
+    # A hostile file can hide methods behind attributes: `items`, and those that `detach` sheds.
+    if not isinstance(value, dict):
+        raise InputError(f'it holds a {type(value).__name__}, not a checkpoint: {SAVE_IT}')
+    if {'learner', 'generator', 'settings'} <= dict.keys(value):
+        raise InputError('it is what --resume goes on from, not a checkpoint: name the file without .resume')
+    for part in (value, *dict.values(value)):
+        if isinstance(part, dict):
+            weights = {re.sub(r'\b(module|_orig_mod)\.', '', str(name)): tensor
+                       for name, tensor in dict.items(part)}
+            if 'finalconv.weight' in weights:
+                break
+    else:
+        names = ', '.join(map(str, list(dict.keys(value))[:3])) or 'nothing'
+        raise InputError(f'it has no finalconv.weight but {names:.60}: not a checkpoint of this assignment')
+    if others := [name for name, tensor in weights.items() if not isinstance(tensor, torch.Tensor)]:
+        raise InputError(f'its {others[0]:.60} is no tensor: {SAVE_IT}')
+    return getattr(part, '_metadata', {}), {name: torch.detach(tensor) for name, tensor in weights.items()
+                                            if not name.endswith(('num_batches_tracked', 'n_averaged'))}
+
+
 def read_checkpoint(path):
     """Read a state dict; raises InputError if it is none of this assignment.
 
-    Returns its tensors, less BatchNorm's counters, which nothing here uses; the name of its model and its
-    colours [K, 3], or None where it does not tell, as the files of 2018 do not.
+    Returns its tensors, see `find_weights`; the name of its model and its colours [K, 3], or None where it
+    does not tell, as the files of 2018 do not.
     """
     with open(path, 'rb') as file:
         try:
-            state = load_tensors(file)
-            # A hostile file can hide methods behind attributes: `items`, and those that `detach` sheds.
-            weights = {name: torch.detach(state[name]) for name in state
-                       if not name.endswith('num_batches_tracked')}
+            metadata, weights = find_weights(load_tensors(file))
         except Exception as e:  # a broken or hostile file can raise nearly anything
-            raise InputError(f'{path}: not a checkpoint, which is the state dict of a network as '
-                             'training saves it, or damaged') from e
+            words = e if isinstance(e, InputError) else instead(path) or what_it_is(path, e)
+            raise InputError(f'{path}: {words}') from e
     if not all(t.layout == torch.strided and t.device.type == 'cpu' and not t.is_nested
                and t.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
                and 0 < t.numel() * t.element_size() <= t.untyped_storage().nbytes()  # no claim too large
                and t.isfinite().all() for t in weights.values()):
         raise InputError(f'{path}: not all of its weights are finite numbers; train it again')
-    ends = [weights.get(name) for name in ('downconv1.0.weight', 'finalconv.weight')]
-    if not all(end is not None and end.ndim == 4 and end.shape[-1] % 2 for end in ends):
-        raise InputError(f'{path}: not the weights of a network of this assignment')
+    for name in ('downconv1.0.weight', 'finalconv.weight'):
+        shape = weights[name].shape if name in weights else ()
+        if len(shape) != 4 or shape[-1] % 2 == 0:
+            raise InputError(f'{path}: its {name} is {list(shape) or "missing"}, not filters of an odd size: '
+                             'these are not the weights of a network of this assignment')
     try:
-        notes = getattr(state, '_metadata', {}).get('', {})
+        notes = metadata.get('', {})
         saved_as = str(notes.get('model', '')) or None
         colours = np.array(notes['colours'], np.float32) if 'colours' in notes else None
     except Exception as e:
         raise InputError(f'{path}: its notes on model and colours are damaged') from e
     return weights, saved_as, colours if colours is None else check_colours(colours, path)
+
+
+def difference(weights, expected, model):
+    """How tensors differ from those whose shapes a model expects, and what to do: words for an error."""
+    missing, more = ([name for name in some if name not in others]
+                     for some, others in ((expected, weights), (weights, expected)))
+    kinds = [sorted(re.sub(r'\.\d+', '', name) for name in names) for names in (missing, more)]
+    if missing and kinds[0] == kinds[1]:
+        return (f'its layers are in another order ({more[0]:.60} for {missing[0]}): train it in the '
+                'course\'s, convolution, pooling (or upsampling), batch norm, ReLU')
+    if missing or more:
+        return (f'it has {[*more, "nothing"][0]:.60} where a {model} has {[*missing, "nothing"][0]}: '
+                'save the whole state_dict() of such a network')
+    name = next(name for name in expected if weights[name].shape != expected[name])
+    taps, width = weights['rfconv.0.weight'].clone(), expected['rfconv.0.weight'][-1]
+    if width > 1 and taps.shape[2:] == 2 * (2 * width - 1,):
+        taps[:, :, ::2, ::2] = 0
+        if not taps.any():
+            return ('its rfconv.0.weight is a dilated filter spread out, with its gaps: save the taps alone, '
+                    'weight[:, :, ::2, ::2]')
+    found, wanted = list(weights[name].shape), list(expected[name])
+    return f'its {name} is {found} where a {model} has {wanted}: build the network as the course does'
 
 
 def load_model(make_model, path, kernel=None, num_filters=None):
@@ -805,19 +886,24 @@ def load_model(make_model, path, kernel=None, num_filters=None):
             add_prior(model, torch.empty(*weights['prior'].shape[:1], num_colours))
         return model
 
-    def fits(make):
+    def name_and_shapes(make):
         with torch.device('meta'):  # no memory for sizes that may be absurd
             model = build(make)
-        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()
-                  if not name.endswith('num_batches_tracked')}
-        return (saved_as in (None, type(model).__name__)
-                and shapes == {name: tensor.shape for name, tensor in weights.items()})
-    if not fits(make_model):
-        owners = [name for name, make in MODELS.items() if fits(make)]
-        if saved_as == 'RegressionCNN':
-            owners = [saved_as]
-        raise InputError(f'{path} belongs to another model: {" or ".join(owners)}' if owners else
-                         f'{path} is damaged: its layers do not fit each other')
+        return type(model).__name__, {name: tensor.shape for name, tensor in model.state_dict().items()
+                                      if not name.endswith('num_batches_tracked')}
+    (name, expected), shapes = name_and_shapes(make_model), {name: t.shape for name, t in weights.items()}
+    owners = []
+    if saved_as not in (None, name):
+        owners = [next((owner for owner in MODELS if MODELS[owner].__name__ == saved_as), saved_as)]
+    elif saved_as is None and shapes != expected:
+        owners = [owner for owner, make in MODELS.items() if name_and_shapes(make)[1] == shapes]
+    if owners == ['RegressionCNN'] or (owners == ['CNN'] and num_colours == 3 and saved_as is None):
+        raise InputError(f'{path} is a RegressionCNN, a network of colour_regression.py: evaluate it there')
+    if owners:
+        raise InputError(f'{path} belongs to another model: {" or ".join(owners):.60}'
+                         + ', of colourization.py' * (name == 'RegressionCNN'))
+    if shapes != expected:
+        raise InputError(f'{path}: {difference(weights, expected, name)}')
     if colours is not None and len(colours) != num_colours:
         raise InputError(f'{path} is damaged: it has {len(colours)} colours and scores {num_colours}')
     model = build(make_model)
@@ -1052,14 +1138,16 @@ def choose_device(gpu):
     return torch.device('cpu')
 
 
-def choose_colours(path, category, num_colours=None, saved=None):
+def choose_colours(path, category, num_colours=None, saved=None, checkpoint=None):
     """The colours in the file of --colours, or those `saved` in the checkpoint, or the shipped ones.
 
-    Raises InputError if there are none, or the file contradicts the checkpoint and its `num_colours`.
+    The last come with a warning where a `checkpoint` does not name its colours. Raises InputError if there
+    are none, or the file contradicts the checkpoint and its `num_colours`.
     """
     if saved is not None and path is None:
         return saved
-    if path is None:
+    guessed = path is None
+    if guessed:
         path = f'colour/colour_kmeans{num_colours or NUM_COLOURS}_cat{category}.npy'
     path = find_shipped(path)
     if not path.exists():
@@ -1070,6 +1158,9 @@ def choose_colours(path, category, num_colours=None, saved=None):
         raise InputError(f'the checkpoint has {num_colours} colours, {path} has {len(colours)}')
     if saved is not None and not np.allclose(saved, colours):
         raise InputError(f'the checkpoint was trained with other colours than {path}: leave out -c')
+    if guessed and checkpoint:
+        print(f'warning: {checkpoint} does not say which colours it was trained with: those of {path} are '
+              'used, or name its own with -c', file=sys.stderr)
     return colours
 
 
@@ -1079,7 +1170,11 @@ def load_trained(model, checkpoint, category, colours=None, kernel=None, num_fil
     entries = len(getattr(network, 'prior', ()))
     if prior not in (0, entries):
         raise InputError(f'{checkpoint} has a prior of {entries} entries, not {prior}: leave out --prior')
-    return network, choose_colours(colours, category, len(network.finalconv.bias), saved)
+    outputs = len(network.finalconv.bias)
+    if model == 'CNN' and outputs == 3 and saved is None and colours is None:
+        raise InputError(f'{checkpoint} has 3 outputs and names no colours, like a network of '
+                         'colour_regression.py: evaluate it there, or name its colours with -c')
+    return network, choose_colours(colours, category, outputs, saved, checkpoint)
 
 
 def check_checkpoint(path, make_model, resume, evaluate):

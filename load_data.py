@@ -9,12 +9,14 @@ Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images: 60,000
 
 import gzip
 import hashlib
+import io
 import os
 import pickle
 import secrets
 import tarfile
 import time
 import warnings
+import zipfile
 from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
@@ -374,11 +376,17 @@ def augment(tensors, moves, generator):
 def load_colours(path):
     """Read colours, float32 [K, 3] in [0, 1], from an .npy file of ours or of the course.
 
-    The course's files hold a pickled object array `(centres, distortion)`. It is read without running
-    anything that the pickle asks for. Raises InputError if the file holds no colours.
+    An .npz file of one such array will do. The course's files hold a pickled object array `(centres,
+    distortion)`. It is read without running anything that the pickle asks for. Raises InputError if the file
+    holds no colours.
     """
     with open(path, 'rb') as file:
         try:
+            start = file.peek(6)[:6]
+            if start[:2] == b'PK':
+                file = only_array(file)
+            elif start != b'\x93NUMPY':
+                raise ValueError('it is no NumPy array')
             np.lib.format.read_magic(file)
             if np.lib.format.read_array_header_1_0(file)[2].hasobject:
                 colours = safe_unpickle(file).value[0].value
@@ -386,18 +394,34 @@ def load_colours(path):
                 file.seek(0)
                 colours = np.load(file, allow_pickle=False)
         except Exception as e:  # a broken or hostile file can raise nearly anything
-            raise InputError(f'{path}: not a file of colours ({one_line(e)[:100]}); '
-                             '--kmeans makes one') from e
+            words = (f'not a file of colours ({one_line(e)[:75]}): an .npy file with a float array [K, 3] in '
+                     '[0, 1] is needed (--kmeans makes one)')
+            raise InputError(f'{path}: {instead(path) or words}') from e
     return check_colours(colours, path)
+
+
+def only_array(file):
+    """The one array in an opened .npz file, like an .npy file; ValueError if it holds none or several."""
+    with zipfile.ZipFile(file) as archive:
+        names = [name for name in archive.namelist() if name.endswith('.npy')]
+        if len(names) != 1:
+            arrays = ', '.join(name.removesuffix('.npy') for name in names)
+            raise ValueError(f'save one of its arrays alone: {arrays}' if names else 'it is no NumPy array')
+        with archive.open(names[0]) as array:
+            return io.BytesIO(array.read(1 << 14))  # no colours have more, but a bomb does
 
 
 def check_colours(colours, path):
     """The colours as float32; raises InputError if they are not [K, 3] numbers in [0, 1]."""
-    shape = getattr(colours, 'shape', ())
-    if len(shape) != 2 or shape[1] != 3 or colours.dtype.kind != 'f' or not 2 <= shape[0] <= MAX_COLOURS:
-        raise InputError(f'{path}: its colours are not a [K, 3] array of 2 to {MAX_COLOURS}')
-    if not (colours.min() >= 0 and colours.max() <= 1):  # which is not the same for NaN
-        raise InputError(f'{path}: its colours are not all between 0 and 1')
+    shape, kind = getattr(colours, 'shape', ()), getattr(getattr(colours, 'dtype', None), 'kind', 'O')
+    if len(shape) != 2 or shape[1] != 3 or kind not in 'fiu' or not 2 <= shape[0] <= MAX_COLOURS:
+        raise InputError(f'{path}: its colours are not a float array [K, 3] of 2 to {MAX_COLOURS}')
+    low, high = colours.min(), colours.max()
+    if low >= 0 and (kind != 'f' or high > 2) and high <= 256:
+        raise InputError(f'{path}: its colours are from 0 to 255: divide them by 256, as the pictures are '
+                         '(float, in [0, 1])')
+    if kind != 'f' or not (low >= 0 and high <= 1):  # which is not the same for NaN
+        raise InputError(f'{path}: its colours are not all floats between 0 and 1')
     return colours.astype(np.float32)
 
 
