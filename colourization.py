@@ -1160,7 +1160,7 @@ def choose_colours(path, category, num_colours=None, saved=None, checkpoint=None
         raise InputError(f'the checkpoint was trained with other colours than {path}: leave out -c')
     if guessed and checkpoint:
         print(f'warning: {checkpoint} does not say which colours it was trained with: those of {path} are '
-              'used, or name its own with -c', file=sys.stderr)
+              'used; name its own with -c', file=sys.stderr)
     return colours
 
 

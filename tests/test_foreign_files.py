@@ -1,0 +1,356 @@
+"""Checkpoints and colours as others save them: what can be read is read, the rest is called what it is."""
+
+import io
+import pickle
+import re
+import shutil
+import tracemalloc
+import zipfile
+from collections import OrderedDict
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+import colourization
+from colour_regression import RegressionCNN
+from colourization import (CNN, MODELS, DUNet, MyConv2d, UNet, load_model, load_trained, read_checkpoint,
+                           save_checkpoint)
+from conftest import ROOT, training
+from load_data import InputError, load_colours
+
+COLOURS = np.random.default_rng(0).random((24, 3), dtype=np.float32)
+OLD = {'_use_new_zipfile_serialization': False}
+GREY = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def network(make=CNN, *sizes):
+    torch.manual_seed(0)
+    return make(*sizes or (3, 4, 24)).eval()
+
+
+def compiled_inside(model):
+    model.downconv1 = torch.compile(model.downconv1)
+    return model
+
+
+def training_state(name, wrap=lambda model: model):
+    def make(model):
+        optimizer = torch.optim.Adam(model.parameters())
+        return {'epoch': 3, 'optimizer': optimizer.state_dict(), name: wrap(model).state_dict()}
+    return make
+
+
+# ---------------------------------------------------------------------------
+# What can be read
+# ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize('options', [{}, OLD])
+@pytest.mark.parametrize('make', [
+    lambda model: nn.DataParallel(model).state_dict(), lambda model: torch.compile(model).state_dict(),
+    lambda model: torch.compile(nn.DataParallel(model)).state_dict(),
+    lambda model: compiled_inside(model).state_dict(),
+    lambda model: torch.optim.swa_utils.AveragedModel(model).state_dict(),
+    training_state('state_dict'), training_state('model_state_dict'), training_state('model'),
+    training_state('net', nn.DataParallel)])
+def test_wrapped_weights_are_read(make, options, tmp_path):
+    model = network()
+    scores = model(GREY)
+    torch.save(make(model), tmp_path / 'w.pkl', **options)
+    assert torch.equal(load_model(CNN, tmp_path / 'w.pkl')[0](GREY), scores)
+
+
+def test_wrapped_weights_of_ours_keep_their_notes(tmp_path):
+    save_checkpoint(network(UNet), tmp_path / 'w.pkl', COLOURS)
+    torch.save({'state_dict': torch.load(tmp_path / 'w.pkl', weights_only=True)}, tmp_path / 'w.pkl')
+    _, model, colours = read_checkpoint(tmp_path / 'w.pkl')
+    assert model == 'UNet' and np.array_equal(colours, COLOURS)
+
+
+# ---------------------------------------------------------------------------
+# What is no checkpoint
+# ---------------------------------------------------------------------------
+
+POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n'
+
+
+def content(data):
+    return lambda path: path.write_bytes(data)
+
+
+def zip_of(path):
+    torch.save(network().state_dict(), path.with_name('inner.pkl'))
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.write(path.with_name('inner.pkl'), 'inner.pkl')
+
+
+def cut(**options):
+    def write(path):
+        torch.save(network().state_dict(), path, **options)
+        path.write_bytes(path.read_bytes()[:-9])
+    return write
+
+
+def scripted(path):
+    torch.jit.save(torch.jit.script(nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())), path)
+
+
+def traced(path):
+    torch.jit.save(torch.jit.trace(network(), GREY), path)
+
+
+def tensors(value, **options):
+    return lambda path: torch.save(value, path, **options)
+
+
+@pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
+@pytest.mark.parametrize('write, words', [
+    (content(b''), 'it is empty'),
+    (content(POINTER), 'a Git LFS pointer.*lfs pull'),
+    (content(b'<!DOCTYPE html><title>404</title>'), 'a web page.*download'),
+    (content(b'\x93NUMPY\x01\0'), 'a NumPy array'),
+    (content(b'\x89HDF\r\n\x1a\n' + bytes(90)), 'an HDF5 file'),
+    (content((80).to_bytes(8, 'little') + b'{"finalconv.weight":{}}' + bytes(99)), 'a safetensors file'),
+    (content(b'\x08\x0a\x12\x07pytorch\x1a\x062.13.0' + bytes(99)), 'an ONNX model'),
+    (content(b'0.1 0.2 0.3\n'), 'some other file, not a checkpoint'), (zip_of, 'a zip archive of other'),
+    (lambda path: Image.new('L', (8, 8)).save(path, 'PNG'), 'a picture'),
+    (content(pickle.dumps(network().state_dict())), 'a pickle that torch.save did not write'),
+    (scripted, 'a TorchScript program.*torch.jit.load.*state_dict'), (traced, 'a TorchScript program'),
+    (tensors(network()), r'more than tensors \(colourization.CNN\).*whole.*model.state_dict\(\)'),
+    (tensors(network(), **OLD), 'whole pickled model'),
+    (tensors(nn.DataParallel(network())), 'DataParallel.*whole pickled model'),
+    (tensors({'lr': np.float64(1), 'model': network().state_dict()}), r'more than tensors \(numpy'),
+    (tensors(list(network().parameters())), 'it holds a list.*state_dict'),
+    (tensors(torch.zeros(3), **OLD), 'it holds a Tensor.*state_dict'), (tensors({}), 'but nothing'),
+    (tensors(nn.Linear(2, 2).state_dict()), 'no finalconv.weight but weight, bias'),
+    (tensors(network().state_dict() | {'epoch': 3}), 'its epoch is no tensor'),
+    (cut(), 'damaged.*copy'), (cut(**OLD), 'damaged.*copy')])
+def test_what_is_no_checkpoint_is_called_what_it_is(write, words, tmp_path):
+    write(tmp_path / 'w.pkl')
+    with pytest.raises(InputError, match=f'{re.escape(str(tmp_path))}/w.pkl: .*{words}') as end:
+        load_model(CNN, tmp_path / 'w.pkl')
+    assert ('damaged' in words) == ('damaged' in str(end.value)) and len(str(end.value).splitlines()) == 1
+
+
+def test_state_of_an_interrupted_run_is_no_checkpoint(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(colourization.Path, 'unlink', lambda *_, **__: None)  # which a last epoch does
+        training(tmp_path)
+    with pytest.raises(InputError, match='w.pkl.resume: it is what --resume goes on from.*without .resume'):
+        load_model(UNet, tmp_path / 'w.pkl.resume')
+
+
+# ---------------------------------------------------------------------------
+# Networks that differ
+# ---------------------------------------------------------------------------
+
+def reordered(state, names):
+    return OrderedDict((re.sub(r'^(\w+\.\d)', lambda start: names.get(start[1], start[1]), name), tensor)
+                       for name, tensor in state.items())
+
+
+@pytest.mark.parametrize('make', MODELS.values())
+@pytest.mark.parametrize('names', [
+    {f'{stage}.2': f'{stage}.1' for stage in ('downconv1', 'downconv2', 'upconv1', 'upconv2')},
+    {f'{stage}.2': f'{stage}.1' for stage in ('downconv1', 'downconv2')},
+    {'upconv1.0': 'upconv1.1', 'upconv2.0': 'upconv2.1'}])  # upsampling first
+def test_layers_in_another_order_are_called_that(make, names, tmp_path):
+    torch.save(reordered(network(make).state_dict(), names), tmp_path / 'w.pkl')
+    first, second = next(iter(names.items()))
+    words = rf'another order \({second}.weight for {first}.weight\).*convolution, pooling \(or upsampling\), '
+    with pytest.raises(InputError, match=words + 'batch norm, ReLU'):
+        load_model(make, tmp_path / 'w.pkl')
+
+
+@pytest.mark.parametrize('kernel', [3, 5])
+@pytest.mark.parametrize('asked', [DUNet, UNet])
+def test_dilated_filter_that_was_saved_spread_out_is_called_that(kernel, asked, tmp_path):
+    model = network(DUNet, kernel, 4, 24)
+    state = model.state_dict()
+    state['rfconv.0.weight'] = model.rfconv[0].spread_weight().detach()
+    torch.save(state, tmp_path / 'w.pkl')
+    with pytest.raises(InputError, match=r'spread out.*taps.*weight\[:, :, ::2, ::2\]'):
+        load_model(asked, tmp_path / 'w.pkl')
+    state['rfconv.0.weight'] = state['rfconv.0.weight'][:, :, ::2, ::2]  # as it says
+    torch.save(state, tmp_path / 'w.pkl')
+    assert torch.equal(load_model(DUNet, tmp_path / 'w.pkl')[0](GREY), model(GREY))
+
+
+def test_larger_filter_is_no_dilated_one(tmp_path):
+    model = network()
+    model.rfconv[0] = MyConv2d(8, 8, 5)
+    torch.save(model.state_dict(), tmp_path / 'w.pkl')
+    with pytest.raises(InputError, match=r'rfconv.0.weight is \[8, 8, 5, 5\] where a CNN has \[8, 8, 3, 3\]'):
+        load_model(CNN, tmp_path / 'w.pkl')
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda state: state.pop('upconv1.2.bias'), 'it has nothing where a CNN has upconv1.2.bias'),
+    (lambda state: state.update(attention=torch.ones(2)), 'it has attention where a CNN has nothing'),
+    (lambda state: state.pop('downconv1.0.weight'), 'its downconv1.0.weight is missing'),
+    (lambda state: state.update({'finalconv.bias': torch.ones(3)}), r'its finalconv.bias is \[3\] .*\[24\]')])
+def test_first_layer_that_differs_is_named(change, words, tmp_path):
+    state = network().state_dict()
+    change(state)
+    torch.save(state, tmp_path / 'w.pkl')
+    with pytest.raises(InputError, match=f'w.pkl: {words}') as end:
+        load_model(CNN, tmp_path / 'w.pkl')
+    assert 'damaged' not in str(end.value)
+
+
+@pytest.fixture
+def call(run_script, tmp_path):
+    """Run a script; returns its status and what it prints on standard error."""
+    Image.new('RGB', (8, 8), 'red').save(tmp_path / 'a.png')
+
+    def call(command):
+        done = run_script(*command.split())
+        return done.returncode, done.stderr
+    return call
+
+
+EVALUATE = 'colour_regression.py: evaluate it there'
+
+
+@pytest.mark.parametrize('command', [
+    'colourization.py -m CNN --valid', 'colourization.py -m UNet --valid', 'activations.py',
+    'colourization.py -m CNN --image a.png'])
+@pytest.mark.parametrize('named', [True, False])
+def test_network_of_colour_regression_is_called_that(command, named, call, tmp_path):
+    model = network(RegressionCNN, 3, 4)
+    if named:
+        save_checkpoint(model, tmp_path / 'w.pkl')
+    else:
+        torch.save(model.state_dict(), tmp_path / 'w.pkl')
+    status, line = call(f'{command} --checkpoint w.pkl')
+    assert status == 1 and re.fullmatch(f'error: w.pkl .*a network of {EVALUATE}.*\n', line)
+
+
+def test_three_outputs_may_be_three_colours(tmp_path, capsys):
+    torch.save(network(CNN, 3, 4, 3).state_dict(), tmp_path / 'w.pkl')
+    np.save(tmp_path / 'c.npy', COLOURS[:3])
+    _, colours = load_trained('CNN', tmp_path / 'w.pkl', 7, tmp_path / 'c.npy')
+    assert np.array_equal(colours, COLOURS[:3]) and capsys.readouterr().err == ''
+    save_checkpoint(network(CNN, 3, 4, 3), tmp_path / 'w.pkl', COLOURS[:3])
+    assert np.array_equal(load_trained('CNN', tmp_path / 'w.pkl', 7)[1], COLOURS[:3])
+
+
+@pytest.mark.parametrize('make, words', [
+    (lambda path: save_checkpoint(network(), path), 'belongs to another model: CNN, of colourization.py'),
+    (lambda path: torch.save(network().state_dict(), path), 'another model: CNN, of colourization.py'),
+    (lambda path: torch.save(network(UNet).state_dict(), path), 'UNet or DUNet, of colourization.py')])
+def test_network_of_colourization_is_called_that(make, words, call, tmp_path):
+    make(tmp_path / 'w.pkl')
+    status, line = call('colour_regression.py --checkpoint w.pkl')
+    assert status == 1 and line.startswith('error: w.pkl ') and line.endswith(f'{words}\n')
+
+
+def test_broken_network_of_colour_regression_is_not_another_model(call, tmp_path):
+    save_checkpoint(network(RegressionCNN, 3, 4), tmp_path / 'w.pkl')
+    state = torch.load(tmp_path / 'w.pkl', weights_only=True)
+    del state['rfconv.1.bias']
+    torch.save(state, tmp_path / 'w.pkl')
+    status, line = call('colour_regression.py --checkpoint w.pkl')
+    assert status == 1 and 'nothing where a RegressionCNN has rfconv.1.bias' in line
+
+
+# ---------------------------------------------------------------------------
+# Colours that a checkpoint does not name
+# ---------------------------------------------------------------------------
+
+WARNING = (r'warning: w.pkl does not say which colours it was trained with: those of \S*kmeans24_cat7.npy '
+           'are used; name its own with -c\n')
+
+
+def test_colours_that_a_checkpoint_does_not_name_are_warned_of(call, tmp_path):
+    torch.save(network().state_dict(), tmp_path / 'w.pkl')
+    np.save(tmp_path / 'c.npy', COLOURS)
+    for command in ('colourization.py -m CNN --image a.png', 'activations.py 0 --data sample'):
+        status, lines = call(f'{command} --checkpoint w.pkl')
+        assert status == 0 and re.fullmatch(WARNING, lines)
+    assert call('colourization.py -m CNN --image a.png --checkpoint w.pkl -c c.npy') == (0, '')
+    torch.save(network(CNN, 3, 4, 23).state_dict(), tmp_path / 'w.pkl')
+    status, line = call('colourization.py -m CNN --image a.png --checkpoint w.pkl')
+    assert status == 1 and re.fullmatch('error: .*kmeans23_cat7.npy is missing.*\n', line)
+
+
+def test_weights_of_2018_are_right_with_their_own_colours_only(run_script, tmp_path):
+    """The shipped weights with their colours in another order, which no note names."""
+    state = torch.load(ROOT / 'weights/cnn_k3_f16.pkl', weights_only=True)
+    colours = np.array(state._metadata['']['colours'], np.float32)
+    order = np.random.default_rng(1).permutation(len(colours))
+    last = {name: state[name][order] for name in ('finalconv.weight', 'finalconv.bias')}
+    torch.save(dict(state) | last, tmp_path / 'w.pkl')
+    np.save(tmp_path / 'c.npy', colours[order])
+    words = 'colourization.py -m CNN --valid --data sample --checkpoint'.split()
+    own, ours = (run_script(*words, *more) for more in (['w.pkl', '-c', 'c.npy'], ['w.pkl']))
+    accuracy = [float(re.search(r'Val Acc: ([\d.]+)%', done.stdout)[1]) for done in (own, ours)]
+    assert accuracy[0] > 2 * accuracy[1]
+    assert own.stderr == '' and re.fullmatch(WARNING, ours.stderr)
+
+
+SHIPPED = [(model, path) for path in sorted((ROOT / 'weights').glob('*.pkl')) for model in MODELS
+           if path.name.startswith(f'{model.lower()}_')]
+
+
+@pytest.mark.parametrize('model, path', SHIPPED, ids=[path.stem for _, path in SHIPPED])
+def test_shipped_weights_name_their_colours(model, path, capsys):
+    _, colours = load_trained(model, path, 7)
+    assert len(colours) >= 16 and capsys.readouterr().err == ''
+
+
+# ---------------------------------------------------------------------------
+# Colours
+# ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize('colours', [
+    (255 * COLOURS).astype(np.uint8), (255 * COLOURS).astype(int), 255 * COLOURS,
+    256 * COLOURS.astype(np.float64)])
+def test_colours_from_0_to_255_are_called_that(colours, tmp_path):
+    np.save(tmp_path / 'c.npy', colours)
+    with pytest.raises(InputError, match='c.npy: its colours are from 0 to 255: divide them by 256'):
+        load_colours(tmp_path / 'c.npy')
+
+
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+@pytest.mark.parametrize('dtype', [np.float32, np.float64])
+def test_one_array_in_an_npz_file_is_read(save, dtype, tmp_path):
+    save(tmp_path / 'c.npz', centres=COLOURS.astype(dtype))
+    shutil.move(tmp_path / 'c.npz', tmp_path / 'c.npy')  # the name decides nothing
+    assert np.array_equal(load_colours(tmp_path / 'c.npy'), COLOURS)
+
+
+def test_of_several_arrays_in_an_npz_file_one_is_to_be_saved(tmp_path):
+    np.savez(tmp_path / 'c.npz', centres=COLOURS, counts=np.arange(24))
+    with pytest.raises(InputError, match='c.npz: .*save one of its arrays alone: centres, counts'):
+        load_colours(tmp_path / 'c.npz')
+
+
+def test_npz_file_that_unpacks_to_much_is_not_unpacked(tmp_path):
+    array = io.BytesIO()
+    np.save(array, COLOURS)
+    with zipfile.ZipFile(tmp_path / 'c.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr('c.npy', array.getvalue() + bytes(1 << 24))
+    tracemalloc.start()
+    assert np.array_equal(load_colours(tmp_path / 'c.npz'), COLOURS)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize('write', [
+    lambda path: np.savetxt(path, COLOURS), lambda path: np.savetxt(path, COLOURS, delimiter=','),
+    lambda path: Image.new('RGB', (8, 3)).save(path, 'PNG'), content(b''), content(pickle.dumps(COLOURS)),
+    tensors(torch.from_numpy(COLOURS)), tensors(COLOURS, **OLD), zip_of])
+def test_other_formats_of_colours_say_which_one_is_needed(write, tmp_path):
+    write(tmp_path / 'c.npy')
+    with pytest.raises(InputError, match=r'c.npy: .*\(it is no NumPy array\): an .npy file with a float '
+                                         r'array \[K, 3\] in \[0, 1\] is needed \(--kmeans makes one\)$'):
+        load_colours(tmp_path / 'c.npy')
+
+
+def test_pointer_instead_of_colours_is_called_that(tmp_path):
+    (tmp_path / 'c.npy').write_bytes(POINTER)
+    with pytest.raises(InputError, match='c.npy: it is a Git LFS pointer'):
+        load_colours(tmp_path / 'c.npy')
