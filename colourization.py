@@ -778,7 +778,7 @@ def what_it_is(path, error):
     if asked := re.search(r'GLOBAL (\S+)', str(error)):
         return (f'it holds more than tensors ({asked[1]:.60}), as a whole pickled model does, and could run '
                 f'code: {SAVE_IT} instead')
-    if start.startswith(b'\x80\2\x8a\nl\xfc\x9cF\xf9') or any(name.endswith('/version') for name in names):
+    if start.startswith(b'\x80\2\x8a\nl\xfc\x9cF\xf9') or any(name.endswith('/data.pkl') for name in names):
         return (f'it holds more than tensors, or is damaged: {SAVE_IT} again' if isinstance(
             error, pickle.UnpicklingError) else 'it is damaged: copy or download it again')
     kind = next(kind for pattern, kind in FORMATS.items() if re.match(pattern, start, re.DOTALL))

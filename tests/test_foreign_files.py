@@ -21,6 +21,7 @@ from colourization import (CNN, MODELS, DUNet, MyConv2d, UNet, load_model, load_
 from conftest import ROOT, training
 from load_data import InputError, load_colours
 
+pytestmark = pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
 COLOURS = np.random.default_rng(0).random((24, 3), dtype=np.float32)
 OLD = {'_use_new_zipfile_serialization': False}
 GREY = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -105,7 +106,6 @@ def tensors(value, **options):
     return lambda path: torch.save(value, path, **options)
 
 
-@pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
 @pytest.mark.parametrize('write, words', [
     (content(b''), 'it is empty'),
     (content(POINTER), 'a Git LFS pointer.*lfs pull'),

@@ -363,16 +363,18 @@ class State:
         self.weights = weights
 
     def __reduce__(self):
-        return OrderedDict, (), {'items': 5, 'get': 5}, None, iter(self.weights.items())
+        hidden = {'items': 5, 'get': 5, 'keys': 5, 'values': 5}
+        return OrderedDict, (), hidden, None, iter(self.weights.items())
 
 
 def test_attributes_that_hide_methods_do_no_harm(tmp_path):
     state = small_state()
     for name in ('isfinite', 'element_size'):
         setattr(state['finalconv.bias'], name, 5)
-    torch.save(State(state), tmp_path / 'w.pkl')
-    model, _ = load_model(CNN, tmp_path / 'w.pkl')
-    assert torch.equal(model.finalconv.bias, small_state()['finalconv.bias'])
+    for value in (State(state), State({'model': State(state)})):
+        torch.save(value, tmp_path / 'w.pkl')
+        model, _ = load_model(CNN, tmp_path / 'w.pkl')
+        assert torch.equal(model.finalconv.bias, small_state()['finalconv.bias'])
 
 
 # ---------------------------------------------------------------------------
