@@ -1274,9 +1274,9 @@ def train_and_evaluate(model, objective, *, name, file_name, checkpoint, setting
                        colours=colours, temperature=temperature,
                        accuracies={} if colours is None else baselines(counts, *valid_set))
     if settings is None and colours is not None and not metrics['loss'] <= math.log(len(colours)):
-        print(f'warning: the loss is above that of guessing, ln {len(colours)} = {math.log(len(colours)):.4f}: '
-              f'{checkpoint} may have been trained with other colours (-c), or with its skip connections in '
-              'another order', file=sys.stderr)
+        print(f'warning: the loss is above that of guessing, ln {len(colours)} = '
+              f'{math.log(len(colours)):.4f}: {checkpoint} may have been trained with other colours (-c), or '
+              'with its skip connections in another order', file=sys.stderr)
 
 
 def main():
