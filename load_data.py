@@ -12,12 +12,14 @@ import hashlib
 import io
 import os
 import pickle
+import re
 import secrets
 import tarfile
 import time
 import warnings
 import zipfile
 from contextlib import contextmanager
+from fnmatch import filter as matching
 from http.client import HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -43,6 +45,17 @@ PATIENCE = 15  # seconds over which that is measured, so that a short pause does
 
 BATCHES = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
 PICTURES_A_BATCH = 10_000
+ARCHIVES = r'cifar-10-(python|batches-py).*\.(tar|gz|tgz)(\.\d+)?|cifar-10-batches-py-target_archive'
+ZIP = 'a zip archive: unpack it, and name the folder that comes out of it'
+OTHERS = {  # what people have instead, and the names of files and folders that tell: all words of a pattern
+    f'CIFAR-100: CIFAR-10 is needed, {ARCHIVE}':
+        ['cifar-100*', 'fine_label_names.txt', 'meta test train', 'meta.mat test.mat train.mat'],
+    f'the binary version of CIFAR-10: the Python version is needed, {ARCHIVE}':
+        ['cifar-10-bin*', 'cifar-10-batches-bin*', '*_batch*.bin'],
+    f'the MATLAB version of CIFAR-10: the Python version is needed, {ARCHIVE}':
+        ['cifar-10-mat*', 'cifar-10-batches-mat*', '*_batch*.mat'],
+    ZIP: ['cifar*.zip', 'archive.zip'],
+}
 LARGEST_ARCHIVE = 256 << 20  # bytes, unpacked; the real one has 186 million
 MOST_READS = 10_000  # of an archive; the real one takes about 250
 HORSE = 7  # the class that the assignment colours
@@ -76,11 +89,10 @@ def instead(path):
 
 
 def load_cifar10(where=None):
-    """Load CIFAR-10 from a folder or archive, fetching it where there is none.
+    """Load CIFAR-10 from a folder or archive; None is `data/` beside this file, and 'sample' load_sample().
 
-    `where` is a folder that holds (or is) `cifar-10-batches-py/` or holds `cifar-10-python.tar.gz`, and gets
-    the archive if it has neither; or the path of such an archive; or 'sample' for crops of the photographs
-    that scikit-learn ships; or None for `data/` beside this file.
+    `where` is a folder that holds (or is) `cifar-10-batches-py/`, or holds `cifar-10-python.tar.gz`; or the
+    path of such an archive. Into an empty folder, and into `data/` if it has neither, the archive is fetched.
 
     Returns (x_train, y_train), (x_test, y_test): uint8 pictures [N, 3, 32, 32] of 0 to 255 and uint8 labels
     [N, 1] of 0 to 9; 50,000 and 10,000 of them. Raises InputError if it cannot be had, or is not CIFAR-10.
@@ -89,19 +101,8 @@ def load_cifar10(where=None):
         return load_sample()
     if where == '':
         raise InputError('--data names no folder: leave it out, or name one')
-    where = Path(__file__).with_name('data') if where is None else Path(where)
-    if (where / BATCHES[-1]).exists():
-        batches = read_folder(where)
-    elif (where / FOLDER).is_dir():
-        batches = read_folder(where / FOLDER)
-    elif where.is_file():
-        batches = read_archive(where)
-    elif where.suffix in ('.gz', '.tgz', '.tar'):
-        raise InputError(f'{where}: there is no such archive')
-    else:
-        if not (where / ARCHIVE).exists():
-            fetch(where)
-        batches = read_archive(where / ARCHIVE)
+    where = find(Path(__file__).with_name('data') if where is None else Path(where))
+    batches = read_folder(where) if where.is_dir() else read_archive(where)
     x = np.empty((len(BATCHES), PICTURES_A_BATCH, 3, 32, 32), np.uint8)
     y = np.empty((len(BATCHES), PICTURES_A_BATCH, 1), np.uint8)
     missing = set(BATCHES)
@@ -119,26 +120,84 @@ def load_cifar10(where=None):
     return (x[:-1].reshape(-1, 3, 32, 32), y[:-1].reshape(-1, 1)), (x[-1], y[-1])
 
 
+def find(where):
+    """The unpacked folder or the archive that a path leads to; InputError where there is none to be had."""
+    if where.is_file():
+        return where
+    is_default = os.path.realpath(where) == os.path.realpath(Path(__file__).with_name('data'))
+    if not where.is_dir() and not is_default:
+        raise InputError(f'{where}: there is no such archive or folder: CIFAR-10 is fetched only into data/ '
+                         '(leave --data out) or into an empty folder that you make')
+
+    def whole_batches(folder):
+        files = [folder / name for name in BATCHES]
+        return sum(file.is_file() and file.stat().st_size > PICTURES_A_BATCH * 3072 for file in files)
+    folders = [folder for folder in (where, where / FOLDER, *sorted(where.glob(f'*/{FOLDER}')))
+               if any((folder / name).is_file() for name in BATCHES)]
+    folder = max(folders, key=whole_batches, default=None)
+    if folder and whole_batches(folder) == len(BATCHES):
+        return folder
+    names = sorted(os.listdir(where)) if where.is_dir() else []
+    archives = [name for name in names if re.fullmatch(ARCHIVES, name.lower()) and (where / name).is_file()]
+    archives = [name for name in (ARCHIVE, f'{FOLDER}.tar.gz') if name in archives][:1] or archives
+    if len(archives) > 1:
+        raise InputError(f'{where}: it holds {" and ".join(archives)}: name the one that you mean')
+    if archives:
+        return where / archives[0]
+    if folder:
+        return folder  # reading it says what is missing
+    if not is_default and not all(name.startswith('.') for name in names):
+        words = other(names) or f'no CIFAR-10: put {ARCHIVE} there, or name an empty folder to fetch it into'
+        raise InputError(f'{where}: it holds {words}')
+    fetch(where)
+    return where / ARCHIVE
+
+
+def other(names):
+    """What files of these names are instead of CIFAR-10 for Python, and what to do; '' if they don't tell."""
+    names = [name.lower() for name in names]
+    return next((words for words, patterns in OTHERS.items() for pattern in patterns
+                 if all(matching(names, word) for word in pattern.split())), '')
+
+
 def read_folder(folder):
     """Yield the name of each batch in an unpacked folder and its opened file."""
     for name in BATCHES:
         if (folder / name).is_file():
+            if words := instead(folder / name):
+                raise InputError(f'{folder / name}: {words}')
             with open(folder / name, 'rb') as file:
                 yield name, file
 
 
 def read_archive(path):
     """Yield the name of each batch in the archive and its opened file; nothing is unpacked."""
+    with open(path, 'rb') as file:
+        start = file.read(2)
+    words = instead(path)
+    if start == b'PK':
+        words = f'this is {ZIP}'
+    elif start[:1] == b'\x80':  # so a pickle starts
+        words = 'this is one file of a data set: name the folder that holds all of its files'
+    if words:
+        raise InputError(f'{path}: {words}')
+    names, error = {path.name}, None
     try:
         with open(path, 'rb') as file:
-            packed = file.peek(2)[:2] == b'\x1f\x8b'  # some browsers make a .tar of it
+            packed = start == b'\x1f\x8b'  # some browsers make a .tar of it
             with tarfile.open(fileobj=Bounded(gzip.open(file) if packed else file), mode='r:') as archive:
                 for member in archive:
+                    names.update(member.name[:200].split('/'))
                     folder, _, name = member.name.removeprefix('./').partition('/')
                     if folder == FOLDER and name in BATCHES and member.isreg():
                         yield name, archive.extractfile(member)
     except Exception as e:  # a broken archive can raise nearly anything
-        raise InputError(f'{path}: cannot be read ({one_line(e)[:200]}); get the data set again') from e
+        error = e
+    if FOLDER not in names and (words := other(names)):
+        raise InputError(f'{path}: this is {words}') from error
+    if error:
+        words = f'cannot be read ({one_line(error)[:200]})'
+        raise InputError(f'{path}: {words}; get the data set again') from error
 
 
 class Bounded:

@@ -4,7 +4,9 @@ import copyreg
 import gzip
 import hashlib
 import io
+import os
 import pickle
+import shutil
 import signal
 import socket
 import struct
@@ -14,6 +16,7 @@ import tarfile
 import threading
 import time
 import tracemalloc
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
@@ -295,7 +298,7 @@ def test_unpacked_archive_is_read(folder, tmp_path):
 def test_broken_archives_are_refused(archive, folder, tmp_path):
     whole = archive.read_bytes()
     path = tmp_path / 'cifar-10-python.tar.gz'
-    for content in (b'', b'<html>404</html>', b'\x1f\x8b', bytes(10_000), gzip.compress(b''),
+    for content in (b'', b'404', b'\x1f\x8b', bytes(10_000), gzip.compress(b''),
                     gzip.compress(b'<html>404</html>' * 100), gzip.compress(bytes(10_000)),
                     whole[:len(whole) // 2], whole[:1000] + whole[2000:], b'BZh9' + whole[4:]):
         path.write_bytes(content)
@@ -312,6 +315,7 @@ def test_missing_and_doubled_batches_are_refused(folder, tmp_path):
                 tar.add(folder / name, f'cifar-10-batches-py/{name}')
         with pytest.raises(InputError, match=message):
             load_cifar10(path)
+    path.unlink()
     for name in NAMES[1:]:
         (tmp_path / name).symlink_to(folder / name)
     with pytest.raises(InputError, match='data_batch_1 is missing'):
@@ -417,9 +421,218 @@ def test_archive_of_mad_headers_is_refused(content, tmp_path):
         load_cifar10(path)
 
 
-def test_missing_archive_is_not_fetched(tmp_path):
-    with pytest.raises(InputError, match='no such archive'):
-        load_cifar10(tmp_path / 'elsewhere.tar.gz')
+# ---------------------------------------------------------------------------
+# Where the data set is, and what is there instead
+# ---------------------------------------------------------------------------
+
+@pytest.fixture
+def data(monkeypatch, tmp_path):
+    """A folder for data sets of ten pictures a batch, and no mirrors."""
+    monkeypatch.setattr(load_data, 'PICTURES_A_BATCH', 10)
+    monkeypatch.setattr(load_data, 'MIRRORS', [])
+    (tmp_path / 'data').mkdir()
+    return tmp_path / 'data'
+
+
+def unpack(folder, shade):
+    """Make an unpacked data set of pictures that have one shade."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in NAMES:
+        (folder / name).write_bytes(python2_batch(np.full((10, 3072), shade, np.uint8), range(10)))
+
+
+def pack(path, shade):
+    """Make an archive of such a data set, gzipped or not as its name says."""
+    unpack(path.parent / 'to pack/cifar-10-batches-py', shade)
+    with tarfile.open(path, 'w' if path.suffix == '.tar' else 'w:gz') as tar:
+        tar.add(path.parent / 'to pack', '.')
+    shutil.rmtree(path.parent / 'to pack')
+
+
+def pack_members(path, *names):
+    """Make an archive of small files, which no mirror would send."""
+    with tarfile.open(path, 'w:gz') as tar:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b'abc'))
+
+
+def put(folder, *names):
+    """Make empty files, and a folder where a name ends in a slash."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).mkdir() if name.endswith('/') else (folder / name).touch()
+
+
+def shade(where):
+    """Which data set is read."""
+    (x_train, _), (x_test, _) = load_cifar10(where)
+    assert len(x_train) == 50 and len(x_test) == 10 and (x_train == x_test[0, 0, 0, 0]).all()
+    return x_test[0, 0, 0, 0]
+
+
+def refusal(where):
+    """The one line, without the path that it starts with."""
+    with pytest.raises(InputError) as error:
+        load_cifar10(where)
+    line = str(error.value)
+    assert line.startswith(str(where)) and line.isprintable() and len(line) < len(str(where)) + 200
+    return line.removeprefix(str(where)).removeprefix(': ')
+
+
+BESIDE = ['notes.txt', '.DS_Store', 'cifar-100-python.tar.gz', 'cifar-10-binary.tar.gz', 'archive.zip',
+          'cifar-10-python.tar.gz.part', 'cifar-10-python.txt', 'cifar-100-python/train']
+
+
+@pytest.mark.parametrize('place', [
+    '', 'cifar-10-batches-py', 'cifar-10-batches-py/cifar-10-batches-py',
+    'cifar-10-batches-py-target/cifar-10-batches-py', 'cifar-10-python/cifar-10-batches-py',
+    'cifar-10-python.tar.gz/cifar-10-batches-py'])
+def test_unpacked_folder_is_found(place, data):
+    put(data, *BESIDE)
+    unpack(data / place, 7)
+    assert shade(data) == shade(data / place) == 7
+
+
+@pytest.mark.parametrize('name', [
+    'cifar-10-python.tar.gz', 'cifar-10-python.tar', 'cifar-10-python.tgz', 'CIFAR-10-PYTHON.TAR.GZ',
+    'cifar-10-python (1).tar.gz', 'cifar-10-python.tar(1).gz', 'cifar-10-python.tar.gz.1',
+    'cifar-10-batches-py.tar.gz', 'cifar-10-batches-py-target_archive'])
+def test_archive_is_found_by_the_names_that_browsers_and_keras_give_it(name, data):
+    put(data, *BESIDE)
+    pack(data / name, 7)
+    assert shade(data) == shade(data / name) == 7
+
+
+def test_archive_of_several_is_to_be_named_unless_one_has_the_name_of_the_official_one(data):
+    names = ['cifar-10-python (1).tar.gz', 'cifar-10-python.tar']
+    for number, name in enumerate([*names, 'cifar-10-batches-py.tar.gz', 'cifar-10-python.tar.gz']):
+        pack(data / name, number)
+        if number == 1:
+            assert refusal(data) == f'it holds {names[0]} and {names[1]}: name the one that you mean'
+            assert shade(data / names[1]) == 1
+        else:
+            assert shade(data) == number
+
+
+POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:6d95\nsize 31035704\n'
+
+
+def cut_short(folder):
+    with open(folder / 'data_batch_1', 'r+b') as file:
+        file.truncate(20_000)
+
+
+@pytest.mark.parametrize('harm, words', [
+    (lambda folder: (folder / 'test_batch').unlink(), 'test_batch is missing'),
+    (lambda folder: [(folder / name).unlink() for name in NAMES[1:]], 'data_batch_2, .* is missing'),
+    (cut_short, 'data_batch_1 cannot be read'),
+    (lambda folder: (folder / 'test_batch').write_bytes(b''), 'test_batch cannot be read'),
+    (lambda folder: [(folder / name).write_bytes(POINTER) for name in NAMES],
+     'data_batch_1: it is a Git LFS pointer, not the file itself: run `git lfs pull`$')],
+    ids=['one missing', 'one there', 'cut short', 'empty', 'Git LFS'])
+def test_half_unpacked_folder_hides_nothing(harm, words, data):
+    half = data / 'cifar-10-batches-py'
+    unpack(half, 1)
+    harm(half)
+    with pytest.raises(InputError, match=f'^{half}[:/] ?{words}'):
+        load_cifar10(data)
+    pack(data / 'cifar-10-python.tar.gz', 2)
+    assert shade(data) == 2
+    unpack(half / 'cifar-10-batches-py', 3)
+    assert shade(data) == shade(half) == 3
+    unpack(half, 4)
+    assert shade(data) == shade(half) == 4
+
+
+def test_empty_folder_hides_nothing(data):
+    put(data, 'cifar-10-batches-py/')
+    assert refusal(data).startswith('it holds no CIFAR-10')
+    pack(data / 'cifar-10-python.tar.gz', 2)
+    assert shade(data) == 2
+
+
+BINARY = 'the binary version of CIFAR-10: the Python version is needed, cifar-10-python.tar.gz'
+MATLAB = 'the MATLAB version of CIFAR-10: the Python version is needed, cifar-10-python.tar.gz'
+CIFAR_100 = 'CIFAR-100: CIFAR-10 is needed, cifar-10-python.tar.gz'
+ZIP = 'a zip archive: unpack it, and name the folder that comes out of it'
+ONE = 'one file of a data set: name the folder that holds all of its files'
+
+
+@pytest.mark.parametrize('names, words', [
+    (['cifar-10-batches-bin/data_batch_1.bin', 'cifar-10-batches-bin/test_batch.bin'], BINARY),
+    (['./cifar-10-batches-mat/data_batch_1.mat'], MATLAB), (['data_batch_1.mat', 'test_batch.mat'], MATLAB),
+    (['cifar-100-python/meta', 'cifar-100-python/train'], CIFAR_100),
+    (['cifar-100-binary/train.bin'], CIFAR_100), (['cifar-100-matlab/train.mat'], CIFAR_100), (['file.txt~', 'meta', 'test', 'train'], CIFAR_100)])
+@pytest.mark.parametrize('name', ['download.gz', 'cifar-10-python.tar.gz'])
+def test_other_archive_is_called_what_it_is(name, names, words, data):
+    pack_members(data / name, *names)
+    assert refusal(data / name) == f'this is {words}'
+    with tarfile.open(data / name) as tar, tarfile.open(data / 'cut off.tar', 'w') as copy:
+        for member in tar:
+            copy.addfile(member, tar.extractfile(member))
+    os.truncate(data / 'cut off.tar', 512 * 2 * len(names) + 100)
+    assert refusal(data / 'cut off.tar') == f'this is {words}'
+    pack_members(data / name, 'cifar-10-batches-py/readme.html', *names)
+    assert refusal(data / name).endswith('test_batch is missing; get the data set again')
+
+
+@pytest.mark.parametrize('names, words', [
+    (['cifar-10-binary.tar.gz'], BINARY), (['cifar-10-batches-bin/data_batch_1.bin'], BINARY),
+    (['batches.meta.txt', 'data_batch_1.bin', 'test_batch.bin'], BINARY),
+    (['cifar-10-matlab.tar.gz'], MATLAB), (['cifar-10-batches-mat/'], MATLAB), (['data_batch_1.mat'], MATLAB),
+    (['CIFAR-100-python (1).tar.gz'], CIFAR_100), (['cifar-100-binary/'], CIFAR_100),
+    (['file.txt~', 'meta', 'test', 'train'], CIFAR_100), (['meta.mat', 'test.mat', 'train.mat'], CIFAR_100),
+    (['fine_label_names.txt', 'train.bin', 'test.bin'], CIFAR_100),
+    (['cifar-10-python.zip'], ZIP), (['archive.zip', 'cifar-10-batches-py/'], ZIP)]
+    + [(names, 'no CIFAR-10: put cifar-10-python.tar.gz there, or name an empty folder to fetch it into')
+       for names in (['notes.txt'], ['train/', 'test/'], ['homework.zip'], ['data_batch_1/'])])
+def test_folder_of_something_else_is_called_what_it_is_and_nothing_fetched(names, words, data, monkeypatch):
+    monkeypatch.setattr(load_data, 'fetch', None)
+    put(data, *names)
+    assert refusal(data) == f'it holds {words}'
+
+
+def test_file_of_something_else_is_called_what_it_is(data):
+    unpack(data, 1)
+    with zipfile.ZipFile(data / 'cifar-10-python.tar.gz', 'w') as file:
+        file.write(data / 'test_batch', 'cifar-10-batches-py/test_batch')
+    (data / 'a.tar.gz').write_bytes(POINTER)
+    (data / 'b.tar.gz').write_bytes(b'<!DOCTYPE html><title>404</title>')
+    (data / 'data_batch_1.bin').write_bytes(bytes(10_000))
+    (data / 'test_batch.mat').write_bytes(b'MATLAB 5.0 MAT-file'.ljust(10_000))
+    page = 'it is a web page, not the file itself: download the file again, from its own link'
+    pointer = 'it is a Git LFS pointer, not the file itself: run `git lfs pull`'
+    for name, words in {'cifar-10-python.tar.gz': f'this is {ZIP}', 'data_batch_1': f'this is {ONE}',
+                        'data_batch_1.bin': f'this is {BINARY}', 'test_batch.mat': f'this is {MATLAB}',
+                        'a.tar.gz': pointer, 'b.tar.gz': page}.items():
+        assert refusal(data / name) == words
+
+
+@pytest.mark.parametrize('name', ['dta', 'dta/cifar-10-batches-py', 'elsewhere.tar.gz', 'notes.txt/data'])
+def test_mistyped_path_starts_no_download(name, data, monkeypatch):
+    monkeypatch.setattr(load_data, 'fetch', None)
+    put(data, 'notes.txt')
+    assert refusal(data / name) == ('there is no such archive or folder: CIFAR-10 is fetched only into data/ '
+                                    '(leave --data out) or into an empty folder that you make')
+    assert [path.name for path in data.iterdir()] == ['notes.txt']
+
+
+def test_data_is_fetched_into_the_default_folder_and_into_an_empty_one(data, monkeypatch):
+    monkeypatch.setattr(load_data, 'fetch', lambda folder: pack(folder / 'cifar-10-python.tar.gz', 9))
+    put(data, '.gitignore', '.cifar-10-python.tar.gz.1234.partial')
+    assert shade(data) == 9
+
+    project = data.parent / 'project'
+    monkeypatch.setattr(load_data, '__file__', str(project / 'load_data.py'))
+    put(project, 'tests/test.py')
+    monkeypatch.chdir(project / 'tests')
+    for where in (None, project / 'data', '../data', str(project / 'tests/../data/')):
+        put(project, 'data/notes.txt', 'data/cifar-100-python.tar.gz')
+        assert shade(where) == 9
+        assert (project / 'data/cifar-10-python.tar.gz').exists()
+        shutil.rmtree(project / 'data')
 
 
 # ---------------------------------------------------------------------------
@@ -611,6 +824,7 @@ FETCH = 'from pathlib import Path; load_data.fetch(Path())'
 
 def test_archive_comes_from_the_first_mirror_that_serves_it(mirrors, tmp_path, pictures):
     mirrors('missing', 'page', 'cut_off', 'altered', 'good')
+    (tmp_path / 'data').mkdir()
     _, (x_test, _) = load_cifar10(tmp_path / 'data')
     assert np.array_equal(x_test.reshape(10_000, 3072), pictures['test_batch'][0])
     assert [p.name for p in (tmp_path / 'data').iterdir()] == ['cifar-10-python.tar.gz']
@@ -664,6 +878,7 @@ def test_last_mirror_may_be_slow(server, mirrors, tmp_path, monkeypatch):
 
 def test_where_every_mirror_fails_one_line_names_each_and_says_what_to_do(mirrors, tmp_path):
     mirrors('missing', 'page', 'cut_off', 'refuses')
+    (tmp_path / 'data').mkdir()
     with pytest.raises(InputError) as failure:
         load_cifar10(tmp_path / 'data')
     line = str(failure.value)
@@ -684,6 +899,7 @@ def test_mirrors_are_the_ones_that_serve_the_official_archive():
 
 @pytest.mark.parametrize('path', ['silent', 'hangs'])
 def test_ctrl_c_while_fetching_ends_the_program_at_once_and_leaves_nothing(path, program, tmp_path):
+    (tmp_path / 'data').mkdir()
     process = program([path, 'good'], 'load_data.TIMEOUT = 1000\n' + COLOURIZATION,
                       '--model', 'CNN', '--data', 'data', cwd=tmp_path)
     while not list(tmp_path.glob('data/*.partial')):
@@ -721,6 +937,7 @@ def test_two_processes_that_fetch_at_once_do_not_harm_each_other(program, server
 def test_full_disk_ends_in_one_line_that_blames_no_mirror(program, tmp_path):
     pytest.importorskip('resource', reason='limits the size of files on Unix only')
     lines = 'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n'
+    (tmp_path / 'data').mkdir()
     process = program(['good', 'good'], lines + COLOURIZATION, '--model', 'CNN', '--data', 'data',
                       cwd=tmp_path)
     out, err = process.communicate(timeout=60)

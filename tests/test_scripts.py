@@ -402,6 +402,7 @@ def fails(done, status, *words):
 
 def test_without_network_one_line_says_what_to_do(start_script, tmp_path):
     nowhere = 'http://127.0.0.1:9'  # nothing listens there
+    (tmp_path / 'data').mkdir()
     done = start_script('colourization.py', '--model', 'UNet', '-e', 5, '--data', tmp_path / 'data',
                         https_proxy=nowhere, http_proxy=nowhere, no_proxy='')
     assert fails(done, 1, 'zenodo.org', 'cs.toronto.edu', 'cifar-10-python.tar.gz', str(tmp_path / 'data'),
@@ -457,6 +458,7 @@ def test_without_network_one_line_says_what_to_do(start_script, tmp_path):
     ('colourization -m CNN -c weights/cnn_k3_f32.pkl', 1, 'colours'),
     ('colourization -m CNN --checkpoint .', 1, 'folder'),
     ('colourization -m CNN --data missing.tar.gz', 1, 'missing.tar.gz'),
+    ('activations --data dta --checkpoint weights/cnn_k3_f32.pkl', 1, 'dta: there is no such'),
     ('colourization -m CNN --data text', 1, 'text'),
     ('colourization -m CNN --outdir text', 1, 'text cannot be a folder'),
     ('colourization -m CNN --checkpoint text/w.pkl', 1, 'text cannot be a folder'),
