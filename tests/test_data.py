@@ -564,7 +564,8 @@ ONE = 'one file of a data set: name the folder that holds all of its files'
     (['cifar-10-batches-bin/data_batch_1.bin', 'cifar-10-batches-bin/test_batch.bin'], BINARY),
     (['./cifar-10-batches-mat/data_batch_1.mat'], MATLAB), (['data_batch_1.mat', 'test_batch.mat'], MATLAB),
     (['cifar-100-python/meta', 'cifar-100-python/train'], CIFAR_100),
-    (['cifar-100-binary/train.bin'], CIFAR_100), (['cifar-100-matlab/train.mat'], CIFAR_100), (['file.txt~', 'meta', 'test', 'train'], CIFAR_100)])
+    (['cifar-100-binary/train.bin'], CIFAR_100), (['cifar-100-matlab/train.mat'], CIFAR_100),
+    (['file.txt~', 'meta', 'test', 'train'], CIFAR_100)])
 @pytest.mark.parametrize('name', ['download.gz', 'cifar-10-python.tar.gz'])
 def test_other_archive_is_called_what_it_is(name, names, words, data):
     pack_members(data / name, *names)
