@@ -41,6 +41,7 @@ import signal
 import sys
 import threading
 import time
+import unicodedata
 import warnings
 import zipfile
 from contextlib import contextmanager
@@ -71,6 +72,7 @@ SMOOTHING = 100.0  # pixels; a grey level of the training horses has thousands
 ETA = 32  # the weights are averaged over about the last 1/32 of the steps
 ANNEALED = 0.38  # the temperature of Zhang, Isola and Efros (2016)
 IMAGE_CHECKPOINT = Path('weights/unet_prior_all_k3_f32.pkl')  # of --image: it knows more than horses
+BAND = 2**22  # pixels of a picture that are coloured at a time
 IMAGE_SIZE = 128  # 64 leaves larger blots; both were looked at on photographs
 SAMPLE = 'sample pictures'  # what lines and figures call --data sample
 
@@ -952,14 +954,19 @@ def load_state(path, settings, parts, generator):
 # ---- Pictures of the user -----------------------------------------------------------------------------
 
 
-@torch.no_grad()
 def colourize(grey, model, colours, temperature=ANNEALED, size=IMAGE_SIZE):
-    """Colour a grey picture, an array [H, W] in [0, 1]: RGB, float32 [H, W, 3], whose mean it is.
+    """Colour a grey picture, an array [H, W] in [0, 1]: RGB, float32 [H, W, 3], with that grey as its mean.
 
     The network, in eval mode, sees it with about `size` x `size` pixels, and not enlarged. Of what it answers
     only the chroma is used, the difference of each channel from their mean: brought up to the full size, and
     made weaker where it would lead out of [0, 1]. Colours and temperature: see `scores_to_rgb`.
     """
+    return np.concatenate(list(coloured_bands(grey, model, colours, temperature, size)))
+
+
+@torch.no_grad()
+def coloured_bands(grey, model, colours, temperature, size):
+    """Yield the picture of `colourize` from top to bottom in bands of rows, which keeps large ones small."""
     grey = torch.from_numpy(np.asarray(grey, np.float32))[None, None]
     sides = grey.shape[2:]
     scale = min(1, size / math.sqrt(math.prod(sides)))
@@ -968,39 +975,50 @@ def colourize(grey, model, colours, temperature=ANNEALED, size=IMAGE_SIZE):
                           mode='bilinear', antialias=True)
     scores = model(small.to(model.finalconv.weight.device) * 255 / MAX_PIXEL)
     rgb = torch.from_numpy(scores_to_rgb(scores, colours, temperature))
-    chroma = F.interpolate(rgb - rgb.mean(dim=1, keepdim=True), sides, mode='bicubic')
-    room = torch.minimum((1 - grey) / chroma.amax(dim=1, keepdim=True).clamp(min=1e-6),
-                         grey / (-chroma.amin(dim=1, keepdim=True)).clamp(min=1e-6))
-    return (grey + chroma * room.clamp(max=1))[0].movedim(0, -1).clamp(0, 1).numpy()
+    chroma = rgb - rgb.mean(dim=1, keepdim=True)
+    rows = torch.eye(chroma.shape[2])[None, None]  # what each row of the result takes of those of the chroma
+    rows = F.interpolate(rows, (sides[0], chroma.shape[2]), mode='bicubic')
+    height = max(1, BAND // sides[1])
+    for band, taken in zip(grey.split(height, dim=2), rows.split(height, dim=2)):
+        its_chroma = F.interpolate(taken @ chroma, band.shape[2:], mode='bicubic')
+        room = torch.minimum((1 - band) / its_chroma.amax(dim=1, keepdim=True).clamp(min=1e-6),
+                             band / (-its_chroma.amin(dim=1, keepdim=True)).clamp(min=1e-6))
+        yield (band + its_chroma * room.clamp(max=1))[0].movedim(0, -1).clamp(0, 1).numpy()
 
 
 def colour_files(paths, model, colours, outdir, temperature=ANNEALED, size=IMAGE_SIZE):
     """--image: `colourize` files into outdir; a bad one does not stop the others, but the status is 1."""
     from PIL import Image
     check_writable(outdir / 'colour.png')
-    inputs = {os.path.realpath(path) for path in paths}
     status, taken = 0, set()
     for path in tqdm(paths, 'colouring', leave=False, disable=None):
         name, i = path.stem, 1
-        while name in taken:
+        while as_folded(name) in taken:
             name, i = f'{path.stem}_{i + 1}', i + 1
-        taken.add(name)
+        taken.add(as_folded(name))
         try:
-            grey, alpha = read_picture(path)
-            rgb = colourize(grey, model, colours, temperature, size)
-            pixels = (255 * rgb).round().astype(np.uint8)
+            grey, alpha, dpi, frames = read_picture(path)
+            pixels = np.concatenate([(255 * band).round().astype(np.uint8) for band in coloured_bands(
+                grey, model, colours, temperature, size)])
             if alpha is not None:
                 pixels = np.dstack([pixels, alpha])
             result = outdir / f'{name}_colour.png'
-            if os.path.realpath(result) in inputs:
+            if result.exists() and any(path.exists() and result.samefile(path) for path in paths):
                 raise InputError(f'{result} is a picture to colour itself: choose another --outdir')
             with whole_file(result) as file:
-                Image.fromarray(pixels).save(file, 'PNG')
+                Image.fromarray(pixels).save(file, 'PNG', **({'dpi': dpi} if dpi else {}))
+            if frames > 1:
+                tqdm.write(f'note: {path} has {frames} pages or frames: the first is coloured', file=sys.stderr)
             tqdm.write(f'Wrote {result}')
         except (InputError, OSError) as e:
             tqdm.write(complaint(e), file=sys.stderr)
             status = 1
     return status
+
+
+def as_folded(name):
+    """A file's name as the file systems see it that fold case and compose accents."""
+    return unicodedata.normalize('NFC', name).casefold()
 
 
 # ---- Command line -------------------------------------------------------------------------------------

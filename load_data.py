@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from fnmatch import filter as matching
 from http.client import HTTPException
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
 
@@ -60,6 +61,11 @@ LARGEST_ARCHIVE = 256 << 20  # bytes, unpacked; the real one has 186 million
 MOST_READS = 10_000  # of an archive; the real one takes about 250
 HORSE = 7  # the class that the assignment colours
 MAX_COLOURS = 256  # the last layer grows with their square, and the scores take memory for each
+RAW = '.3fr .arw .cr2 .cr3 .dng .erf .kdc .mrw .nef .nrw .orf .pef .raf .raw .rw2 .srw'.split()
+CAMERA = "a camera's raw file, of which a thumbnail would be coloured: develop it and save it as JPEG or PNG"
+UNKNOWN = 'not a picture that Pillow can read: save it as JPEG or PNG'
+TURNS = {1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: np.transpose,
+         6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).T, 8: np.rot90}  # of EXIF's orientations
 MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first four are (a) to (d) of F.1
 ZOOM = 0.25  # at most a quarter closer or farther
 
@@ -484,35 +490,133 @@ def check_colours(colours, path):
     return colours.astype(np.float32)
 
 
-def read_picture(path):
-    """Read a picture file of any kind that Pillow knows, upright as its EXIF says.
+class Picture(NamedTuple):
+    """A picture of the user: grey float32 [H, W] in [0, 1], and what else its file says."""
 
-    Returns its grey, the mean of red, green and blue, float32 [H, W] in [0, 1], and its alpha, uint8 [H, W],
-    or None. Raises InputError if it is no picture, damaged, or absurdly large.
+    grey: np.ndarray  # the mean of red, green and blue
+    alpha: np.ndarray | None  # uint8 [H, W]
+    dpi: tuple | None  # across and down
+    frames: int  # or pages; this is the first
+
+
+def read_picture(path):
+    """Read a `Picture` from a file of any kind that Pillow knows: upright as its EXIF says, in sRGB.
+
+    Raises InputError if it is no picture, damaged, a camera's raw file, or of more than 178 megapixels.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image, PngImagePlugin, UnidentifiedImageError
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f'{path}: is a folder: name the pictures in it, {path / "*.jpg"} for example')
+    if set('*?[') & set(path.name) and not path.exists():
+        raise InputError(f'{path}: no file has this name: the shell replaces a pattern if a file matches it, '
+                         'and if it is not in quotes')
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a long text spoils no picture
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # if a file is damaged, the error is enough
-            warnings.simplefilter('error', Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                if image.mode == 'F':
-                    raise InputError('numbers with fractions have no agreed white: save it with 8 or 16 bits')
-                if image.format == 'EPS':  # Pillow would hand it to Ghostscript, if there is one
-                    raise InputError('PostScript is a program')
-                image = ImageOps.exif_transpose(image)
-                if image.mode.startswith('I'):  # 16 bits, which convert() would cut off
-                    return (np.asarray(image, np.float32) / 65535).clip(0, 1), None
-                alpha = None
-                if image.has_transparency_data:
-                    image = image.convert('RGBA')
-                    alpha = np.asarray(image.getchannel('A'))
-                rgb = np.asarray(image.convert('RGB'))
-    except FileNotFoundError:
+        with warnings.catch_warnings(action='ignore'), Image.open(path) as image:  # the error is enough
+            refuse_other_than_pictures(image, path)
+            turn, dpi, frames = turn_of(image), dpi_of(image), frames_of(image)
+            grey, alpha = deep_grey(image) if image.mode.startswith('I') else grey_and_alpha(image)
+    except (FileNotFoundError, PermissionError):
         raise
+    except Image.DecompressionBombError as e:
+        raise InputError(f'{path}: it has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels: make it '
+                         'smaller with a picture editor') from e
+    except UnidentifiedImageError as e:
+        raise InputError(f'{path}: {instead(path) or UNKNOWN}') from e
     except Exception as e:  # a broken file can raise nearly anything
-        raise InputError(f'{path}: not a picture that can be read ({one_line(e)})') from e
-    return rgb.mean(axis=2, dtype=np.float32) / 255, alpha
+        words = e if isinstance(e, InputError) else f'not a picture that can be read ({one_line(e)})'
+        raise InputError(f'{path}: {words}') from e
+    grey, alpha = (None if x is None else np.ascontiguousarray(TURNS[turn](x)) for x in (grey, alpha))
+    return Picture(grey, alpha, dpi[::-1] if dpi and turn > 4 else dpi, frames)
+
+
+def refuse_other_than_pictures(image, path):
+    """Raise InputError where Pillow would show another picture than is meant, or run a program."""
+    tags = getattr(image, 'tag_v2', {})
+    with open(path, 'rb') as file:
+        start = file.read(10)
+    # DNG says so, CR2 too, and in many others comes a thumbnail first
+    if path.suffix.lower() in RAW or 50706 in tags or start[8:] == b'CR' or tags.get(254, 0) == 1:
+        raise InputError(CAMERA)
+    if image.format == 'EPS':  # Pillow would hand it to Ghostscript, if there is one
+        raise InputError('PostScript is a program: save the picture as JPEG or PNG')
+    if image.mode == 'F' or (image.mode == 'I' and image.format != 'PPM'):
+        raise InputError('its numbers, fractions or of 32 bits, have no agreed white: save it with 8 or 16 bits')
+
+
+def turn_of(image):
+    """The orientation that the EXIF says, 1 to 8; 1 where it does not, or is broken."""
+    try:
+        turn = image.getexif().get(0x0112, 1)
+    except Exception:  # nearly anything
+        return 1
+    return turn if turn in TURNS else 1
+
+
+def dpi_of(image):
+    """Dots an inch, across and down; None where the file says none that a PNG can have."""
+    try:
+        across, down = map(float, image.info['dpi'])
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    return (across, down) if 1 < across < 1e5 and 1 < down < 1e5 else None
+
+
+def frames_of(image):
+    """How many pictures the file has."""
+    try:  # phones add their own small pictures to an MPO
+        return 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)
+    except Exception:  # of a file that is cut off behind its first frame
+        return 1
+
+
+def deep_grey(image):
+    """Grey and alpha of a picture of 16 bits, or as many as TIFF says, which convert() would cut off."""
+    from PIL import Image
+    values, tags = np.asarray(image), getattr(image, 'tag_v2', {})
+    grey = values.astype(np.float32) / (2**tags.get(258, (16,))[0] - 1)
+    if tags.get(262) == 0:
+        grey = 1 - grey
+    levels = np.arange(256, dtype=np.uint8)
+    ramp = Image.fromarray(levels[None])
+    ramp.info = image.info
+    curve = np.asarray(to_srgb(ramp))[0].mean(axis=1)
+    if not np.array_equal(curve, levels):
+        grey = np.interp(grey, levels / 255, curve / 255).astype(np.float32)
+    clear = image.info.get('transparency')
+    alpha = np.where(values == clear, 0, 255).astype(np.uint8) if isinstance(clear, int) else None
+    return grey.clip(0, 1), alpha
+
+
+def grey_and_alpha(image):
+    """Grey and alpha of any other picture."""
+    alpha = None
+    if image.has_transparency_data:
+        info, image = image.info, image.convert('LA' if image.mode == 'LA' else 'RGBA')
+        alpha = np.asarray(image.getchannel('A'))
+        image = image.convert(image.mode[:-1])
+        image.info = info
+    rgb = np.asarray(to_srgb(image))
+    grey = rgb.mean(axis=2, dtype=np.float32)
+    grey /= 255
+    return grey, alpha
+
+
+def to_srgb(image):
+    """A picture as RGB, in sRGB if it has another colour profile; a profile that is broken is ignored."""
+    from PIL import ImageCms
+    if image.mode not in ('L', 'RGB', 'CMYK', 'LAB'):
+        info, image = image.info, image.convert('L' if image.mode == '1' else 'RGB')
+        image.info = info
+    try:
+        profile = (ImageCms.createProfile('LAB') if image.mode == 'LAB' else
+                   ImageCms.ImageCmsProfile(io.BytesIO(image.info['icc_profile'])))
+        if 'sRGB' not in ImageCms.getProfileDescription(profile):
+            return ImageCms.profileToProfile(image, profile, ImageCms.createProfile('sRGB'), outputMode='RGB')
+    except Exception:  # there is none, or it is of another kind of picture, or broken
+        pass
+    return image.convert('RGB')
 
 
 # ---- Files that are written whole or not at all ----------------------------------------------------------
