@@ -1008,7 +1008,8 @@ def colour_files(paths, model, colours, outdir, temperature=ANNEALED, size=IMAGE
             with whole_file(result) as file:
                 Image.fromarray(pixels).save(file, 'PNG', **({'dpi': dpi} if dpi else {}))
             if frames > 1:
-                tqdm.write(f'note: {path} has {frames} pages or frames: the first is coloured', file=sys.stderr)
+                tqdm.write(f'note: {path} has {frames} pages or frames: the first is coloured',
+                           file=sys.stderr)
             tqdm.write(f'Wrote {result}')
         except (InputError, OSError) as e:
             tqdm.write(complaint(e), file=sys.stderr)

@@ -62,8 +62,8 @@ MOST_READS = 10_000  # of an archive; the real one takes about 250
 HORSE = 7  # the class that the assignment colours
 MAX_COLOURS = 256  # the last layer grows with their square, and the scores take memory for each
 RAW = '.3fr .arw .cr2 .cr3 .dng .erf .kdc .mrw .nef .nrw .orf .pef .raf .raw .rw2 .srw'.split()
-CAMERA = "a camera's raw file, of which a thumbnail would be coloured: develop it and save it as JPEG or PNG"
-UNKNOWN = 'not a picture that Pillow can read: save it as JPEG or PNG'
+CAMERA = "it is a camera's raw file, with a thumbnail in it: develop it and save it as JPEG or PNG"
+UNKNOWN = 'it is not a picture that Pillow can read: save it as JPEG or PNG'
 TURNS = {1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: np.transpose,
          6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).T, 8: np.rot90}  # of EXIF's orientations
 MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first four are (a) to (d) of F.1
@@ -507,10 +507,10 @@ def read_picture(path):
     from PIL import Image, PngImagePlugin, UnidentifiedImageError
     path = Path(path)
     if path.is_dir():
-        raise InputError(f'{path}: is a folder: name the pictures in it, {path / "*.jpg"} for example')
+        raise InputError(f'{path}: it is a folder: name the pictures in it, {path / "*.jpg"} for example')
     if set('*?[') & set(path.name) and not path.exists():
-        raise InputError(f'{path}: no file has this name: the shell replaces a pattern if a file matches it, '
-                         'and if it is not in quotes')
+        raise InputError(f'{path}: no file has this name; the shell replaces a pattern only where files match '
+                         'it, and not in quotes')
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a long text spoils no picture
     try:
         with warnings.catch_warnings(action='ignore'), Image.open(path) as image:  # the error is enough
@@ -520,8 +520,8 @@ def read_picture(path):
     except (FileNotFoundError, PermissionError):
         raise
     except Image.DecompressionBombError as e:
-        raise InputError(f'{path}: it has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels: make it '
-                         'smaller with a picture editor') from e
+        raise InputError(f'{path}: it has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels: make '
+                         'it smaller in a picture editor') from e
     except UnidentifiedImageError as e:
         raise InputError(f'{path}: {instead(path) or UNKNOWN}') from e
     except Exception as e:  # a broken file can raise nearly anything
@@ -542,7 +542,7 @@ def refuse_other_than_pictures(image, path):
     if image.format == 'EPS':  # Pillow would hand it to Ghostscript, if there is one
         raise InputError('PostScript is a program: save the picture as JPEG or PNG')
     if image.mode == 'F' or (image.mode == 'I' and image.format != 'PPM'):
-        raise InputError('its numbers, fractions or of 32 bits, have no agreed white: save it with 8 or 16 bits')
+        raise InputError('fractions and numbers of 32 bits have no agreed white: save it with 8 or 16 bits')
 
 
 def turn_of(image):

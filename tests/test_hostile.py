@@ -428,7 +428,8 @@ def test_long_thin_picture_is_shown_as_no_more_pixels_than_others(shape):
 def test_animation_is_coloured_by_its_first_picture(tmp_path):
     frames = [Image.new('RGB', (8, 8), (v, v, v)) for v in (50, 200)]
     frames[0].save(tmp_path / 'a.gif', save_all=True, append_images=frames[1:])
-    grey, _ = read_picture(tmp_path / 'a.gif')
+    grey, _, _, frames = read_picture(tmp_path / 'a.gif')
+    assert frames == 2
     assert grey * 255 == pytest.approx(50)
 
 
