@@ -792,7 +792,7 @@ def constants(server):
 @pytest.fixture
 def mirrors(constants, monkeypatch):
     """Make the program fetch from these paths of the server, with little patience."""
-    monkeypatch.setattr(load_data, 'TIMEOUT', 1)
+    monkeypatch.setattr(load_data, 'TIMEOUT', 0.5)
     monkeypatch.setattr(load_data, 'PATIENCE', 0.3)
 
     def mirrors(*paths):
@@ -898,7 +898,7 @@ def test_mirrors_are_the_ones_that_serve_the_official_archive():
         'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz']
 
 
-@pytest.mark.parametrize('path', ['silent', 'hangs'])
+@pytest.mark.parametrize('path', ['silent', pytest.param('hangs', marks=pytest.mark.slow)])
 def test_ctrl_c_while_fetching_ends_the_program_at_once_and_leaves_nothing(path, program, tmp_path):
     (tmp_path / 'data').mkdir()
     process = program([path, 'good'], 'load_data.TIMEOUT = 1000\n' + COLOURIZATION,
@@ -927,6 +927,7 @@ def test_killed_download_is_not_mistaken_for_a_whole_one(program, server, mirror
     assert (tmp_path / 'cifar-10-python.tar.gz').read_bytes() == server.archive
 
 
+@pytest.mark.slow  # it starts processes
 def test_two_processes_that_fetch_at_once_do_not_harm_each_other(program, server, tmp_path):
     processes = [program(['to_two_at_once'], FETCH, cwd=tmp_path) for _ in range(2)]
     for process in processes:

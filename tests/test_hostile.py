@@ -601,7 +601,7 @@ def test_full_disk_leaves_the_old_file(name, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('environment', [
     {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'},
-    {'PYTHONIOENCODING': 'ascii:strict', 'PYTHONUTF8': '0'}])
+    pytest.param({'PYTHONIOENCODING': 'ascii:strict', 'PYTHONUTF8': '0'}, marks=pytest.mark.slow)])
 def test_names_of_any_letters_work_in_any_locale_without_a_display(environment, start_script, tmp_path):
     folder = tmp_path / 'zwei Wörter 馬'
     folder.mkdir()

@@ -164,7 +164,7 @@ def test_regression_is_trained(run_script, tmp_path):
     assert is_picture(tmp_path / 'outputs/training_curve_RegressionCNN.png')
 
 
-@pytest.mark.parametrize('model', ['CNN', 'UNet'])
+@pytest.mark.parametrize('model', ['CNN', pytest.param('UNet', marks=pytest.mark.slow)])
 def test_activations_are_drawn(model, run_script, tmp_path):
     done = run_script('activations.py', 2, 5, '–model', model, '–checkpoint',
                       f'weights/{model.lower()}_k3_f32.pkl', '--data', 'sample')
@@ -361,6 +361,7 @@ def test_git_ignores_what_the_scripts_write_and_keeps_what_is_shipped(name, igno
     assert done.returncode == (0 if ignored else 1)
 
 
+@pytest.mark.slow  # it starts processes
 def test_closed_output_ends_the_program_quietly_and_saves(tmp_path):
     np.save(tmp_path / 'two.npy', [[0.2, 0.2, 0.2], [0.7, 0.7, 0.7]])
     done = subprocess.run(
@@ -372,8 +373,9 @@ def test_closed_output_ends_the_program_quietly_and_saves(tmp_path):
 
 
 @pytest.mark.parametrize('command, unbuffered', [
-    ('colourization.py -m UNet --summary', ''), ('colour_regression.py --summary', '1'),
-    ('activations.py --help', '1'), ('colourization.py --image picture.png picture.png', '')])
+    ('colourization.py -m UNet --summary', ''), ('colour_regression.py --help', '1'),
+    pytest.param('colour_regression.py --summary', '1', marks=pytest.mark.slow),
+    pytest.param('colourization.py --image picture.png picture.png', '', marks=pytest.mark.slow)])
 def test_output_that_nobody_reads_makes_no_noise(command, unbuffered, tmp_path):
     Image.new('L', (8, 8)).save(tmp_path / 'picture.png')
     reader, writer = os.pipe()
@@ -508,6 +510,7 @@ def test_wrong_use_ends_a_script_with_its_status(start_script, run_script):
     assert fails(start_script('activations.py', '--checkpoint', 'missing.pkl'), 1, 'missing.pkl')
 
 
+@pytest.mark.slow  # and test_slips.py with signals of this process to itself
 def test_ctrl_c_saves_what_was_trained(tmp_path):
     np.save(tmp_path / 'two.npy', [[0.2, 0.2, 0.2], [0.7, 0.7, 0.7]])
     process = subprocess.Popen(
