@@ -47,6 +47,9 @@ import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
+if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
+    os.environ['GOMP_SPINCOUNT'] = '1000'  # read when torch is imported: threads that wait soon let others run
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -74,6 +77,7 @@ ANNEALED = 0.38  # the temperature of Zhang, Isola and Efros (2016)
 IMAGE_CHECKPOINT = Path('weights/unet_prior_all_k3_f32.pkl')  # of --image: it knows more than horses
 BAND = 2**22  # pixels of a picture that are coloured at a time
 IMAGE_SIZE = 128  # 64 leaves larger blots; both were looked at on photographs
+STAT, QUOTA = Path('/proc/stat'), Path('/sys/fs/cgroup/cpu.max')  # what Linux tells of its cores
 SAMPLE = 'sample pictures'  # what lines and figures call --data sample
 
 
@@ -261,10 +265,23 @@ def down(in_channels, out_channels, kernel):
                          nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
+class UpStage(nn.Sequential):
+    """Convolution, upsampling, batch norm, ReLU, in this order; computed in another that does the same.
+
+    Upsampling copies pixels, and batch norm and ReLU work on each by itself (mean and variance of copies are
+    those of the originals), so they come first here, on a quarter of the pixels. Of the running variance
+    only its factor n / (n - 1) differs, where n is the number of pixels.
+    """
+
+    def forward(self, x):
+        convolution, upsample, norm, relu = self
+        return upsample(relu(norm(convolution(x))))
+
+
 def up(in_channels, out_channels, kernel):
     """A stage that doubles height and width: convolution, 2x2 upsampling, batch norm, ReLU."""
-    return nn.Sequential(MyConv2d(in_channels, out_channels, kernel), nn.Upsample(scale_factor=2),
-                         nn.BatchNorm2d(out_channels), nn.ReLU())
+    return UpStage(MyConv2d(in_channels, out_channels, kernel), nn.Upsample(scale_factor=2),
+                   nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class CNN(nn.Module):
@@ -360,6 +377,8 @@ def architecture(model, size=32):
                            'receptive field': ' or '.join(map(str, sorted({sides.min(), sides.max()})))}
                     | {PARAMETERS[name]: p.numel() for name, p in layer.named_parameters()})
     for name, layer in model.named_modules():
+        if isinstance(layer, UpStage):  # in the order in which it is built
+            layer.forward = functools.partial(nn.Sequential.forward, layer)
         if not list(layer.children()):
             layer.register_forward_hook(functools.partial(note, name.split('.')[0]))
     model(torch.zeros(1, 1, size, size))
@@ -1149,6 +1168,45 @@ def find_shipped(path):
     return beside if beside.exists() and not Path(path).exists() else Path(path)
 
 
+def busy_seconds():
+    """Seconds that the cores which we may use have worked for others since the machine started.
+
+    None where the system does not tell.
+    """
+    try:
+        lines, cores = STAT.read_text().splitlines(), os.sched_getaffinity(0)
+    except (OSError, AttributeError):
+        return None
+    counts = [line.split() for line in lines if line[:3] == 'cpu' and line[3:4].isdigit()]
+    ticks = sum(sum(map(int, count[1:4] + count[6:9])) for count in counts if int(count[0][3:]) in cores)
+    return ticks / os.sysconf('SC_CLK_TCK') - sum(os.times()[:4])
+
+
+def choose_threads():
+    """Have torch use as many threads as there were free cores since the program began; at least one.
+
+    Threads that have to share cores wait for each other, at times for ten times as long as they compute.
+    The user's own OMP_NUM_THREADS is left alone. Returns the number.
+    """
+    if 'OMP_NUM_THREADS' in os.environ:
+        return torch.get_num_threads()
+    free = os.cpu_count()
+    if START[1] is not None:
+        busy = (busy_seconds() - START[1]) / (time.monotonic() - START[0])
+        free = len(os.sched_getaffinity(0)) - busy
+    elif hasattr(os, 'getloadavg'):
+        free -= os.getloadavg()[0]
+    if QUOTA.exists():  # of a container, in microseconds
+        share, period = QUOTA.read_text().split()
+        free = free if share == 'max' else min(free, int(share) / int(period))
+    threads, most = max(1, round(free)), torch.get_num_threads()
+    if threads < most:
+        torch.set_num_threads(threads)
+        print(f'note: {threads} of {most} threads are used, as other programs are at work; OMP_NUM_THREADS '
+              'chooses another number', file=sys.stderr)
+    return torch.get_num_threads()
+
+
 def choose_device(gpu):
     if gpu and torch.accelerator.is_available():
         return torch.accelerator.current_accelerator()
@@ -1380,6 +1438,9 @@ def run(main):
             raise
         sys.exit('error: there is not enough memory: try a smaller --num_filters, --image_size or '
                  '--batch_size')
+
+
+START = time.monotonic(), busy_seconds()  # see `choose_threads`
 
 
 if __name__ == '__main__':
