@@ -308,7 +308,7 @@ def test_up_stage_computes_what_its_layers_do_one_after_the_other(batch):
     torch.testing.assert_close(stage[2].running_mean, plain[2].running_mean)
     n = batch * 8 * 8
     factor = (n / (n - 1)) / (4 * n / (4 * n - 1))
-    assert factor < 1.0003 or batch == 1
+    assert batch == 1 or factor < 1.0012
     torch.testing.assert_close(stage[2].running_var - 0.9, factor * (plain[2].running_var - 0.9))
     plain.load_state_dict(stage.state_dict())
     torch.testing.assert_close(stage.eval()(x), plain.eval()(x))
