@@ -9,12 +9,13 @@ five stages and the output, each in a file of its own, and overview_I.png with a
 
 import math
 
-import torch
 from tqdm import tqdm
 
 from colourization import (MODELS, STAGES, data_name, draw_pictures, import_matplotlib, load_trained,
                            make_parser, mosaic, number, process, run, say, scores_to_rgb)
 from load_data import InputError, load_cifar10
+
+import torch  # after colourization, which tells its threads how to wait
 
 
 def record_activations(model, grey):

@@ -9,11 +9,11 @@ The network is the CNN of colourization.py with three outputs, trained on square
 
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-
 from colourization import (CNN, KERNEL, NUM_FILTERS, add_training_flags, check_checkpoint, load_model,
                            make_parser, run, summary_table, train_and_evaluate, training_settings)
+
+import torch  # after colourization, which tells its threads how to wait
+import torch.nn.functional as F
 
 CHECKPOINT = Path('weights/regression_cnn_k3_f32.pkl')
 

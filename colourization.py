@@ -943,7 +943,8 @@ def resume_file(checkpoint):
 def save_state(path, settings, parts, generator, history):
     """Save a training after an epoch: all settings, and the `parts` that have a state_dict, by name."""
     state = {name: part.state_dict() for name, part in parts.items()}
-    save_tensors(state | {'generator': generator.get_state(), 'history': history, 'settings': settings}, path)
+    save_tensors(state | {'generator': generator.get_state(), 'history': history, 'settings': settings,
+                          'threads': torch.get_num_threads()}, path)
 
 
 def load_state(path, settings, parts, generator):
@@ -964,6 +965,8 @@ def load_state(path, settings, parts, generator):
             history = list(state['history'])
             if len(history) >= settings['epochs'] or not all('seconds' in record for record in history):
                 raise ValueError('its history is damaged')
+            if 'OMP_NUM_THREADS' not in os.environ:  # as many as before, for the same bits
+                torch.set_num_threads(min(state['threads'], torch.get_num_threads()))
             return history
         except Exception as e:  # a broken or hostile file can raise nearly anything
             raise InputError(f'{path}: cannot be resumed ({one_line(e)[:100]}); give the same flags as '
@@ -1186,10 +1189,10 @@ def choose_threads():
     """Have torch use as many threads as there were free cores since the program began; at least one.
 
     Threads that have to share cores wait for each other, at times for ten times as long as they compute.
-    The user's own OMP_NUM_THREADS is left alone. Returns the number.
+    The user's own OMP_NUM_THREADS is left alone.
     """
     if 'OMP_NUM_THREADS' in os.environ:
-        return torch.get_num_threads()
+        return
     free = os.cpu_count()
     if START[1] is not None:
         busy = (busy_seconds() - START[1]) / (time.monotonic() - START[0])
@@ -1204,7 +1207,6 @@ def choose_threads():
         torch.set_num_threads(threads)
         print(f'note: {threads} of {most} threads are used, as other programs are at work; OMP_NUM_THREADS '
               'chooses another number', file=sys.stderr)
-    return torch.get_num_threads()
 
 
 def choose_device(gpu):
@@ -1334,6 +1336,8 @@ def train_and_evaluate(model, objective, *, name, file_name, checkpoint, setting
              'prior': len(getattr(model, 'prior', ())), 'hold_out': held_out}
     classes = settings is not None and 'classes' in settings['augment']
     train_set, valid_set, rgb, counts = load_sets(data, category, held_out, colours, device, classes)
+    if not (settings and settings['resume']):  # which takes as many threads as before
+        choose_threads()
 
     @torch.no_grad()
     def draw(metrics, epoch):
@@ -1346,6 +1350,7 @@ def train_and_evaluate(model, objective, *, name, file_name, checkpoint, setting
         train(model, objective, train_set, valid_set, about=about, checkpoint=checkpoint, outdir=outdir,
               colours=colours, draw=draw if plot else None, **settings)
     about |= {'checkpoint': checkpoint.name, 'seed': settings and settings['seed'],
+              'threads': torch.get_num_threads(),
               'temperature': temperature, 'colours': None if colours is None else colours.tolist()}
     metrics = evaluate(model, objective, valid_set, rgb, about=about, outdir=outdir, file_name=file_name,
                        colours=colours, temperature=temperature,
