@@ -134,7 +134,8 @@ def test_pretend_accelerator_computes():
     expected = F.conv2d(x, weight.requires_grad_()).relu()
     expected.square().sum().backward()
     x[:, 1] *= 2
-    torch.testing.assert_close(results, [x, expected.detach(), weight.detach() + torch.arange(3), weight.grad])
+    weights = weight.detach() + torch.arange(3)
+    torch.testing.assert_close(results, [x, expected.detach(), weights, weight.grad])
 
 
 WAITS = {'to': (1, lambda x: torch.ones(3).to(NAME)),
@@ -241,8 +242,8 @@ def test_an_epoch_waits_as_often_with_more_steps(make, settings, tmp_path, monke
             add_prior(model, torch.zeros(20, 5))
         with accelerator() as pretended:
             data = grey.to(NAME), target.to(NAME)
-            colourization.train(model.to(NAME), objective, data, data, batch_size=4, epochs=1, outdir=tmp_path,
-                                about={'model': 'any', 'data': 'noise'}, checkpoint=tmp_path / 'w.pkl',
+            colourization.train(model.to(NAME), objective, data, data, about={'model': '', 'data': 'noise'},
+                                checkpoint=tmp_path / 'w.pkl', outdir=tmp_path, batch_size=4, epochs=1,
                                 **settings)
         assert pretended.ran[NAME, '_fused_adamw_'] == steps
         waited.append(pretended.waited)
