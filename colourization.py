@@ -434,8 +434,11 @@ def colour_counts(grey, cats, num_colours):
     A grey between two of the levels that `process` makes of bytes counts for the nearer one; none may lie
     outside of [0, 765 / 768].
     """
-    pairs = grey_levels(grey) * num_colours + cats
-    return torch.bincount(pairs.flatten(), minlength=NUM_LEVELS * num_colours).reshape(NUM_LEVELS, -1)
+    counts = 0
+    for some, their_cats in zip(grey.split(100), cats.split(100)):  # the pairs take 32 bytes a pixel
+        pairs = grey_levels(some) * num_colours + their_cats
+        counts += torch.bincount(pairs.flatten(), minlength=NUM_LEVELS * num_colours)
+    return counts.reshape(NUM_LEVELS, -1)
 
 
 def log_frequencies(counts, entries=NUM_LEVELS):
@@ -684,23 +687,29 @@ def draw_predictions(rgb, prediction, path, about, metrics):
               path, f'{about["model"]}, {about["data"]}: {metrics_line(metrics)}')
 
 
-def evaluate(model, objective, valid_set, rgb, *, about, outdir, file_name, colours=None, temperature=0.0,
+def evaluate(model, objective, valid_set, xs, *, about, outdir, file_name, colours=None, temperature=0.0,
              accuracies={}):
     """Validate a network; draw, judge, report and return what it makes of the validation pictures (--valid).
 
-    Takes grey pictures and targets on the network's device, and the true pictures, an array [N, 3, H, W].
+    Takes grey pictures and targets on the network's device, and the true pictures, uint8 [N, 3, H, W].
     Writes `file_name`.png and the report into `outdir`; the report begins with `about`, at least 'model' and
     'data', and has the `baselines` in `accuracies`. Colours and temperature: see `scores_to_rgb`.
     """
-    predictions = []
-    metrics = run_validation_step(
-        model, objective, *valid_set,
-        on_outputs=lambda outputs: predictions.append(scores_to_rgb(outputs, colours, temperature)))
-    prediction, grey = np.concatenate(predictions), rgb.mean(axis=1, keepdims=True)
-    draw_predictions(rgb, prediction, outdir / f'{file_name}.png', about, metrics)
-    pictures = {'grey': grey.repeat(3, axis=1), 'prediction': prediction,
-                'grey_put_back': put_grey_back(prediction, grey), 'truth': rgb}
-    report(about, metrics, accuracies, judge(pictures, rgb), outdir)
+    shown, sizes, judged = None, [], []
+
+    def judge_batch(outputs):  # the predictions of all would take much memory
+        nonlocal shown
+        truth = xs[sum(sizes):][:len(outputs)].astype(np.float32) / MAX_PIXEL
+        prediction, grey = scores_to_rgb(outputs, colours, temperature), truth.mean(axis=1, keepdims=True)
+        shown = shown or (truth[:SHOWN], prediction[:SHOWN])
+        sizes.append(len(truth))
+        judged.append(judge({'grey': grey.repeat(3, axis=1), 'prediction': prediction,
+                             'grey_put_back': put_grey_back(prediction, grey), 'truth': truth}, truth))
+    metrics = run_validation_step(model, objective, *valid_set, on_outputs=judge_batch)
+    draw_predictions(*shown, outdir / f'{file_name}.png', about, metrics)
+    means = {name: {measure: np.average([batch[name][measure] for batch in judged], weights=sizes)
+                    for measure in measures} for name, measures in judged[0].items()}
+    report(about, metrics, accuracies, means, outdir)
     return metrics
 
 
@@ -1294,29 +1303,43 @@ def find_colours(num_colours, data, category, seed):
         data_name(data, category))
 
 
-def load_sets(data, category, held_out, colours, device, classes=False):
+def load_sets(data, category, held_out, colours, device, trained_on):
     """What a network is trained and validated on: pictures from --data of a category.
 
-    It is trained on all ten `classes` if that is true, and validated on the test pictures, or on `held_out`
-    training pictures if that is not 0. Returns both sets, pairs of grey
-    pictures and targets (numbers of the colours [K, 3], or RGB) on the device; the true validation pictures,
-    an array [N, 3, 32, 32]; and the `colour_counts` of the category's training pictures.
+    It is trained on those of `trained_on`, a category too or None, and validated on the test pictures, or on
+    `held_out` training pictures if that is not 0. Returns both sets, pairs of grey pictures and targets
+    (numbers of the colours [K, 3], or RGB) on the device, or None; the true validation pictures, uint8
+    [N, 3, 32, 32]; and the `colour_counts` of the category's training pictures.
     """
     train_pictures, valid_pictures = load_cifar10(data)
     if held_out:
         train_pictures, valid_pictures = hold_out(train_pictures, held_out, category)
 
-    def grey_and_target(rgb, grey):
-        target = rgb if colours is None else np.concatenate(  # in parts and few bytes: all classes are large
-            [get_rgb_cat(rgb[i:i + 1000], colours).astype(np.int16) for i in range(0, len(rgb), 1000)])
-        return [torch.from_numpy(array).to(device) for array in (grey, target)]
+    def parts(xs, ys, category):
+        """A hundred at a time: floats of all pictures would take much memory."""
+        chosen = np.flatnonzero(is_of(category, ys))
+        for some in np.array_split(chosen, len(chosen) // 100 + 1):
+            rgb, grey = process(xs[some], ys[some], category=category)
+            target = rgb if colours is None else get_rgb_cat(rgb, colours).astype(np.uint8)
+            yield [torch.from_numpy(array).to(device) for array in (grey, target)]
 
-    train_set = grey_and_target(*process(*train_pictures, category=category))
-    counts = None if colours is None else colour_counts(*train_set, len(colours))
-    if classes:
-        train_set = grey_and_target(*process(*train_pictures, category='all'))
-    rgb, grey = process(*valid_pictures, category=category)
-    return train_set, grey_and_target(rgb, grey), rgb, counts
+    def grey_and_target(xs, ys, category):
+        whole, end = None, 0
+        for part in parts(xs, ys, category):
+            whole = whole or [piece.new_empty(is_of(category, ys).sum(), *piece.shape[1:]) for piece in part]
+            start, end = end, end + len(part[0])
+            for tensor, piece in zip(whole, part):
+                tensor[start:end] = piece
+        return whole
+
+    train_set = counts = None
+    if trained_on is not None:
+        train_set = grey_and_target(*train_pictures, trained_on)
+    if colours is not None:
+        counts = (colour_counts(*train_set, len(colours)) if trained_on == category else
+                  sum(colour_counts(*part, len(colours)) for part in parts(*train_pictures, category)))
+    xs, ys = valid_pictures
+    return train_set, grey_and_target(xs, ys, category), xs[is_of(category, ys)], counts
 
 
 def train_and_evaluate(model, objective, *, name, file_name, checkpoint, settings, data, category, held_out,
@@ -1334,25 +1357,27 @@ def train_and_evaluate(model, objective, *, name, file_name, checkpoint, setting
     num_filters, _, _, kernel = model.downconv1[0].weight.shape
     about = {'model': name, 'kernel': kernel, 'num_filters': num_filters, 'data': data_name(data, category),
              'prior': len(getattr(model, 'prior', ())), 'hold_out': held_out}
-    classes = settings is not None and 'classes' in settings['augment']
-    train_set, valid_set, rgb, counts = load_sets(data, category, held_out, colours, device, classes)
+    trained_on = None if settings is None else 'all' if 'classes' in settings['augment'] else category
+    train_set, valid_set, xs, counts = load_sets(data, category, held_out, colours, device, trained_on)
     if not (settings and settings['resume']):  # which takes as many threads as before
         choose_threads()
 
     @torch.no_grad()
     def draw(metrics, epoch):
         prediction = scores_to_rgb(model.eval()(valid_set[0][:SHOWN]), colours, temperature)
-        draw_predictions(rgb, prediction, outdir / f'{file_name}_epoch{epoch:02d}.png', about, metrics)
+        truth = xs[:SHOWN].astype(np.float32) / MAX_PIXEL
+        draw_predictions(truth, prediction, outdir / f'{file_name}_epoch{epoch:02d}.png', about, metrics)
 
     if settings is not None:
         if about['prior']:
             model.prior.data = log_frequencies(counts, about['prior'])
         train(model, objective, train_set, valid_set, about=about, checkpoint=checkpoint, outdir=outdir,
               colours=colours, draw=draw if plot else None, **settings)
+    train_set = None  # evaluation can use its memory
     about |= {'checkpoint': checkpoint.name, 'seed': settings and settings['seed'],
               'threads': torch.get_num_threads(),
               'temperature': temperature, 'colours': None if colours is None else colours.tolist()}
-    metrics = evaluate(model, objective, valid_set, rgb, about=about, outdir=outdir, file_name=file_name,
+    metrics = evaluate(model, objective, valid_set, xs, about=about, outdir=outdir, file_name=file_name,
                        colours=colours, temperature=temperature,
                        accuracies={} if colours is None else baselines(counts, *valid_set))
     if settings is None and colours is not None and not metrics['loss'] <= math.log(len(colours)):

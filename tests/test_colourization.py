@@ -20,8 +20,8 @@ import colourization
 from colour_regression import RegressionCNN
 from colourization import (CNN, DUNet, NUM_LEVELS, UNet, AverageOfWeights, MyConv2d, add_prior, baselines,
                            classification, colour_counts, colourfulness, draw_curves, draw_pictures,
-                           find_shipped, get_cat_rgb, get_rgb_cat, grey_levels, kmeans_colours, load_model,
-                           log_frequencies,
+                           find_shipped, get_cat_rgb, get_rgb_cat, grey_levels, judge, kmeans_colours,
+                           load_model, log_frequencies,
                            mosaic, parse_args, process, psnr, put_grey_back, run_validation_step,
                            save_checkpoint, save_history, scores_to_rgb, train_epoch, training_settings)
 from conftest import ROOT
@@ -339,6 +339,25 @@ def test_baselines_equal_counting_by_hand():
     right = [(cat == most, cat == max(range(5), key=seen[level].count))
              for level, cat in zip(levels[valid].flatten().tolist(), cats[valid].flatten().tolist())]
     assert list(baselines(counts, grey[valid], cats[valid]).values()) == pytest.approx(np.mean(right, axis=0))
+
+
+def test_pictures_are_judged_in_batches_as_all_at_once(tmp_path, monkeypatch):
+    rng = np.random.default_rng(8)
+    xs, colours = rng.integers(0, 256, (130, 3, 8, 8), np.uint8), rng.random((5, 3), np.float32)
+    rgb = xs / np.float32(256)
+    grey = torch.from_numpy(rgb.mean(axis=1, keepdims=True))
+    torch.manual_seed(8)
+    model, drawn, reported = UNet(3, 2, 5).eval(), [], []
+    monkeypatch.setattr(colourization, 'draw_predictions', lambda *arguments: drawn.extend(arguments[:2]))
+    monkeypatch.setattr(colourization, 'report', lambda *arguments: reported.extend(arguments))
+    colourization.evaluate(model, classification, (grey, torch.randint(5, grey.shape)), xs, about={},
+                           outdir=tmp_path, file_name='', colours=colours)
+    with torch.no_grad():
+        prediction = scores_to_rgb(model(grey), colours)
+    expected = judge({'prediction': prediction, 'truth': rgb}, rgb)
+    for name, measured in expected.items():
+        assert reported[3][name] == pytest.approx(measured, rel=1e-5)
+    assert np.array_equal(drawn[0], rgb[:10]) and np.array_equal(drawn[1], prediction[:10])
 
 
 def test_mosaic_shows_every_picture_whole():

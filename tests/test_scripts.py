@@ -20,7 +20,7 @@ from PIL import Image
 import colourization
 import load_data
 from colour_regression import RegressionCNN
-from colourization import run
+from colourization import get_rgb_cat, run
 from conftest import ROOT, obey_ctrl_c
 from load_data import load_cifar10
 
@@ -300,13 +300,33 @@ def test_pictures_that_a_network_is_trained_and_validated_on(script, flags, trai
             'all but ten': np.delete(xs, horses[-10:], axis=0), 'ten': xs[horses[-10:]]}
     grey = {name: torch.from_numpy(x.astype(np.float32).mean(axis=1, keepdims=True) / 256)
             for name, x in sets.items()}
+    colours = load_data.load_colours(
+        tmp_path / 'c.npy' if 'c.npy' in flags else ROOT / 'colour/colour_kmeans24_cat7.npy')
     used = []
     monkeypatch.setattr(colourization, 'load_cifar10', lambda where: ((xs, ys), test))
     monkeypatch.setattr(colourization, 'train', lambda model, objective, *sets, **_: used.extend(sets))
     call_script(f'{script} -f 1 {flags}')
     for (x, target), name in zip(used, (trained_on, validated_on), strict=True):
         torch.testing.assert_close(x, grey[name])
-        assert len(target) == len(x)
+        rgb = sets[name].astype(np.float32) / 256
+        assert np.array_equal(target, rgb if 'regression' in script else get_rgb_cat(rgb, colours))
+
+
+@pytest.mark.parametrize('category', [7, 'all'])
+def test_colours_are_counted_in_the_category_whatever_a_network_is_trained_on(category, monkeypatch):
+    rng = np.random.default_rng(0)
+    xs, ys = rng.integers(0, 256, (250, 3, 32, 32), np.uint8), rng.integers(6, 8, size=(250, 1))
+    monkeypatch.setattr(colourization, 'load_cifar10', lambda where: ((xs, ys), (xs[:9], ys[:9])))
+    colours = rng.random((3, 3), np.float32)
+    rgb = (xs if category == 'all' else xs[ys[:, 0] == 7]) / np.float32(256)
+    pairs = np.stack([rgb.sum(axis=1, keepdims=True) * 256, get_rgb_cat(rgb, colours)]).astype(int)
+    expected = np.zeros((766, 3), int)
+    np.add.at(expected, tuple(pairs), 1)
+    for trained_on in (None, 7, 'all'):
+        train_set, _, _, counts = colourization.load_sets('', category, 0, colours, torch.device('cpu'),
+                                                          trained_on)
+        assert np.array_equal(counts, expected)
+        assert (train_set is None) == (trained_on is None)
 
 
 def test_colours_of_a_checkpoint_need_not_be_repeated(run_script, tmp_path):
@@ -549,15 +569,21 @@ def test_unet_of_five_epochs_reaches_what_the_course_measured(cifar10, run_scrip
     assert float(re.search(r'Val Acc: (\S+)%$', done.stdout.strip()).group(1)) >= 47
 
 
-def test_validation_needs_less_than_700_megabytes(cifar10, tmp_path):
+ALL = '--category all --checkpoint'
+
+
+@pytest.mark.parametrize('flags, megabytes', [
+    (f'--valid --checkpoint {ROOT}/weights/unet_k3_f32.pkl', 700),
+    pytest.param(f'--valid {ALL} {ROOT}/weights/unet_prior_all_k3_f32.pkl', 635, marks=pytest.mark.slow),
+    pytest.param(f'-e 1 -f 4 {ALL} all.pkl', 920, marks=pytest.mark.slow)])
+def test_memory_that_real_data_needs(flags, megabytes, cifar10, tmp_path):
     pytest.importorskip('resource', reason='measures memory on Unix only')
     code = ('import resource, subprocess, sys\n'
             'subprocess.run([sys.executable, *sys.argv[1:]], check=True)\n'
             'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
     done = subprocess.run(
-        [sys.executable, '-c', code, ROOT / 'colourization.py', '-m', 'UNet', '--valid',
-         '--checkpoint', 'weights/unet_k3_f32.pkl', '--data', cifar10],
-        cwd=tmp_path, capture_output=True, text=True)
+        [sys.executable, '-c', code, ROOT / 'colourization.py', '-m', 'UNet', *shlex.split(flags),
+         '--data', cifar10], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == '', done.stderr
     unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, in bytes
-    assert int(done.stdout.split()[-1]) * unit < 700e6
+    assert int(done.stdout.split()[-1]) * unit < megabytes * 1e6
