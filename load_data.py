@@ -509,8 +509,8 @@ def read_picture(path):
     if path.is_dir():
         raise InputError(f'{path}: it is a folder: name the pictures in it, {path / "*.jpg"} for example')
     if set('*?[') & set(path.name) and not path.exists():
-        raise InputError(f'{path}: no file has this name; the shell replaces a pattern only where files match '
-                         'it, and not in quotes')
+        raise InputError(f'{path}: no file has this name; the shell replaces a pattern only where files '
+                         'match it, and not in quotes')
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a long text spoils no picture
     try:
         with warnings.catch_warnings(action='ignore'), Image.open(path) as image:  # the error is enough
