@@ -20,6 +20,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -39,12 +40,13 @@ from load_data import ARCHIVE, batches, load_colours  # noqa: E402
 
 COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
 FLOP = 112e6  # of a training step of the UNet, a picture
-# Run a command and print its peak memory in kB: a process starts with that of the one that starts it,
-# which therefore has to be a small one.
+# Run a command, print its last line and its peak memory in kB: a process starts with that of the one that
+# starts it, which therefore has to be a small one.
 MEASURE = '''import resource, subprocess, sys
-status = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
-print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-sys.exit(status)'''
+done = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, text=True, check=True)
+print(done.stdout.splitlines()[-1])
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)'''
+SHORT = '--schedule onecycle -l 0.06 -b 8 -e 1'.split()  # to the accuracy of the script after five epochs
 
 
 # ---------------------------------------------------------------------------
@@ -118,7 +120,7 @@ def reference_script(data, batch_size, epochs):
                 losses.append(F.cross_entropy(scores, y).item())
                 right += (scores.argmax(1) == y).sum().item()
                 shown.append(COLOURS[scores.argmax(1)])
-        print(epoch, loss, np.mean(losses), right / y_test.numel(), flush=True)
+        print(epoch, loss, np.mean(losses), 100 * right / y_test.numel(), flush=True)
         torch.save(model.state_dict(), 'reference.pkl')
     rows = [x_test[:10].repeat(1, 3, 1, 1).permute(0, 2, 3, 1), rgb[:10].transpose(0, 2, 3, 1), shown[0][:10]]
     plt.imsave('reference.png', np.vstack([np.hstack(list(row)) for row in rows]))
@@ -224,23 +226,45 @@ def colours(args):
 
 
 def command(args):
-    """The whole command of the handout, and the reference script: seconds and peak memory."""
-    data = str(Path(args.data).resolve())
-    flags = ['-b', '10', '-e', '5']
-    commands = [[sys.executable, __file__, '--reference', data, *flags],
-                [sys.executable, ROOT / 'colourization.py', '--model', 'UNet', *flags, '--data', data]]
-    times, peaks = ([], []), ([], [])
-    with tempfile.TemporaryDirectory() as folder:
-        for _ in range(args.command_rounds):
-            for words, its_times, its_peaks in zip(commands, times, peaks):
+    """The reference script, the same command of ours, and a short one: seconds, peak memory, accuracy."""
+    data, flags = str(Path(args.data).resolve()), ['-b', '10', '-e', '5']
+    ours = [sys.executable, ROOT / 'colourization.py', '--model', 'UNet', '--data', data]
+    commands = [[sys.executable, __file__, '--reference', data, *flags], [*ours, *flags], [*ours, *SHORT]]
+    times, peaks, accuracies = [[], [], []], [[], [], []], [[], [], []]
+    for seed in range(args.command_rounds):
+        for i, words in enumerate(commands):
+            with tempfile.TemporaryDirectory() as folder:
                 start = time.perf_counter()
-                done = subprocess.run([sys.executable, '-c', MEASURE, *words], cwd=folder, text=True,
-                                      stdout=subprocess.PIPE, check=True)
-                its_times.append(time.perf_counter() - start)
-                its_peaks.append(int(done.stdout) / 1024)
-    print_ratio('whole command, UNet, -b 10 -e 5', [a / b for a, b in zip(*times)],
-                *map(statistics.median, times))
-    print(f'    peak memory {max(peaks[0]):.0f} MB and {max(peaks[1]):.0f} MB')
+                done = subprocess.run([sys.executable, '-c', MEASURE, *words, '-s', str(seed)], cwd=folder,
+                                      text=True, stdout=subprocess.PIPE, check=True)
+                times[i].append(time.perf_counter() - start)
+            line, peak = done.stdout.splitlines()
+            peaks[i].append(int(peak) / 1024)
+            accuracies[i].append(float(line.split()[-1].removesuffix('%')))
+    for i, name in (1, 'whole command, UNet, -b 10 -e 5'), (2, f'{" ".join(SHORT)}'):
+        print_ratio(name, [a / b for a, b in zip(times[0], times[i])],
+                    *map(statistics.median, (times[0], times[i])))
+    for name, some, digits in ('peak memory, MB', peaks, 0), ('accuracy, %', accuracies, 1):
+        print(f'    {name}: ' + ', '.join(f'{statistics.mean(values):.{digits}f}' for values in some)
+              + ' (the script, ours, the short one)')
+
+
+def pairs(args):
+    """Two trainings at once, started up to five seconds after each other, and one alone."""
+    words = [sys.executable, ROOT / 'colourization.py', *'-m UNet --data sample -b 10 -e 1'.split()]
+
+    def run(wait=None):
+        with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
+            def timed(folder, wait):
+                time.sleep(wait)
+                return seconds(lambda: subprocess.run(words, cwd=folder, check=True, capture_output=True))
+            with ThreadPoolExecutor() as pool:
+                return [*pool.map(timed, [first, second], [0, wait])] if wait is not None else timed(first, 0)
+
+    alone = statistics.median(run() for _ in range(3))
+    worst = [max(run(wait)) / alone for wait in (0, 0, 1, 1, 2, 2, 3, 3, 4, 5)]
+    print(f'two trainings at once take {statistics.median(worst):.2f} times as long as one alone '
+          f'({min(worst):.2f} to {max(worst):.2f}), which takes {alone:.1f} s')
 
 
 def gpu_loop(device):
@@ -260,19 +284,21 @@ def main():
     parser.add_argument('--data', default='data',
                         help='where CIFAR-10 is, for the whole command (default: data)')
     parser.add_argument('--only', metavar='PART',
-                        choices=['machine', 'step', 'dilation', 'colours', 'command', 'loop'],
-                        help='one of %(choices)s; colours and command are of the CPU, loop is of the GPU')
+                        choices=['machine', 'step', 'dilation', 'colours', 'command', 'pairs', 'loop'],
+                        help='one of %(choices)s; colours, command and pairs are of the CPU, loop of the GPU')
     parser.add_argument('--rounds', type=int, default=7, help='of each comparison (default: %(default)s)')
     parser.add_argument('--command_rounds', type=int, default=3,
                         help='of the whole command (default: %(default)s)')
     parser.add_argument('--gpu', action='store_true',
                         help='measure steps, dilation and the training loop there')
     parser.add_argument('--reference', metavar='DATA',
-                        help='run the reference script instead, with -b and -e')
+                        help='run the reference script instead, with -b, -e and -s')
     parser.add_argument('-b', type=int, default=10)
     parser.add_argument('-e', type=int, default=5)
+    parser.add_argument('-s', type=int, default=0)
     args = parser.parse_args()
     if args.reference:
+        torch.manual_seed(args.s)
         return reference_script(args.reference, args.b, args.e)
 
     device = choose_device(args.gpu)
@@ -280,7 +306,8 @@ def main():
              'step': lambda: steps(args, device),
              'dilation': lambda: dilation(args, device)}
     if device.type == 'cpu':
-        parts |= {'colours': lambda: colours(args), 'command': lambda: command(args)}
+        parts |= {'colours': lambda: colours(args), 'command': lambda: command(args),
+                  'pairs': lambda: pairs(args)}
     else:
         parts['loop'] = lambda: gpu_loop(device)
     chosen = [args.only] if args.only else list(parts)
