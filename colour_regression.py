@@ -46,7 +46,7 @@ def main():
         kernel, num_filters = args.kernel or KERNEL, args.num_filters or NUM_FILTERS
         if args.train:
             checkpoint = checkpoint or args.outdir / f'regression_cnn_k{kernel}_f{num_filters}.pkl'
-            check_checkpoint(checkpoint, RegressionCNN, args.resume, 'stop this and leave out --train')
+            check_checkpoint(checkpoint, RegressionCNN, args.resume, 'leave out --train, but give')
         torch.manual_seed(args.seed)
         model = RegressionCNN(kernel, num_filters)
     else:

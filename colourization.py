@@ -75,7 +75,7 @@ SMOOTHING = 100.0  # pixels; a grey level of the training horses has thousands
 ETA = 32  # the weights are averaged over about the last 1/32 of the steps
 ANNEALED = 0.38  # the temperature of Zhang, Isola and Efros (2016)
 IMAGE_CHECKPOINT = Path('weights/unet_prior_all_k3_f32.pkl')  # of --image: it knows more than horses
-BAND = 2**22  # pixels of a picture that are coloured at a time
+BAND = 2**20  # pixels of a picture that are coloured at a time
 IMAGE_SIZE = 128  # 64 leaves larger blots; both were looked at on photographs
 STAT, QUOTA = Path('/proc/stat'), Path('/sys/fs/cgroup/cpu.max')  # what Linux tells of its cores
 SAMPLE = 'sample pictures'  # what lines and figures call --data sample
@@ -141,7 +141,8 @@ def process(xs, ys, max_pixel=MAX_PIXEL, category=HORSE):
     rgb = xs[is_of(category, ys)].astype(np.float32)
     rgb /= max_pixel
     if len(rgb) == 0:
-        raise InputError(f'the data has no picture of category {category}')
+        raise InputError(f'the data has no picture of category {category}: choose another --category or '
+                         '--data')
     return rgb, rgb.mean(axis=1, keepdims=True)
 
 
@@ -169,7 +170,8 @@ def import_matplotlib():
             os.environ.pop('MPLBACKEND', None)
             import matplotlib.figure
     except Exception as e:  # a settings file can make it raise nearly anything
-        raise InputError(f'matplotlib cannot be imported: {one_line(e)}') from e
+        raise InputError(f'matplotlib cannot be imported ({one_line(e)}): pip install -r requirements.txt '
+                         'installs it') from e
     return matplotlib
 
 
@@ -563,6 +565,7 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
             say(f'Epoch [{epoch}/{epochs}], {metrics_line(valid)}, Time(s): {time.time() - start:.0f}',
                 about['data'])
             if not math.isfinite(trained['loss'] + valid['loss']):
+                state_file.unlink(missing_ok=True)  # from there it would end in the same way
                 raise InputError(f'the loss is not finite in epoch {epoch}: try a smaller --learn_rate')
             save_checkpoint(model, checkpoint, colours)
             history.append({'epoch': epoch, 'seconds': round(time.time() - start, 3)}
@@ -576,7 +579,8 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
                 draw(valid, epoch)
     except (KeyboardInterrupt, BrokenPipeError):  # the latter where `| head` has seen enough
         if was_there and not history:
-            print(f'interrupted before the end of an epoch: {checkpoint} is what it was', file=sys.stderr)
+            print(f'interrupted before the end of the first epoch: {checkpoint} is unchanged',
+                  file=sys.stderr)
         elif average.step and all(mean.isfinite().all() for mean in average.means):
             save_checkpoint(model, checkpoint, colours)
             print(f'interrupted: the weights so far are in {checkpoint}'
@@ -835,7 +839,7 @@ def find_weights(value):
                 break
     else:
         names = ', '.join(map(str, list(dict.keys(value))[:3])) or 'nothing'
-        raise InputError(f'it has no finalconv.weight but {names:.60}: not a checkpoint of this assignment')
+        raise InputError(f'it has {names:.60}, but no finalconv.weight: not a checkpoint of this assignment')
     if others := [name for name, tensor in weights.items() if not isinstance(tensor, torch.Tensor)]:
         raise InputError(f'its {others[0]:.60} is no tensor: {SAVE_IT}')
     return getattr(part, '_metadata', {}), {name: torch.detach(tensor) for name, tensor in weights.items()
@@ -858,7 +862,8 @@ def read_checkpoint(path):
                and t.dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
                and 0 < t.numel() * t.element_size() <= t.untyped_storage().nbytes()  # no claim too large
                and t.isfinite().all() for t in weights.values()):
-        raise InputError(f'{path}: not all of its weights are finite numbers; train it again')
+        raise InputError(f'{path}: not all of its weights are finite floats in plain tensors: convert them, '
+                         'or train it again')
     for name in ('downconv1.0.weight', 'finalconv.weight'):
         shape = weights[name].shape if name in weights else ()
         if len(shape) != 4 or shape[-1] % 2 == 0:
@@ -869,7 +874,7 @@ def read_checkpoint(path):
         saved_as = str(notes.get('model', '')) or None
         colours = np.array(notes['colours'], np.float32) if 'colours' in notes else None
     except Exception as e:
-        raise InputError(f'{path}: its notes on model and colours are damaged') from e
+        raise InputError(f'{path}: its notes on model and colours are damaged: copy it again') from e
     return weights, saved_as, colours if colours is None else check_colours(colours, path)
 
 
@@ -879,8 +884,8 @@ def difference(weights, expected, model):
                      for some, others in ((expected, weights), (weights, expected)))
     kinds = [sorted(re.sub(r'\.\d+', '', name) for name in names) for names in (missing, more)]
     if missing and kinds[0] == kinds[1]:
-        return (f'its layers are in another order ({more[0]:.60} for {missing[0]}): train it in the '
-                'course\'s, convolution, pooling (or upsampling), batch norm, ReLU')
+        return (f'its layers are in another order ({more[0]:.60} for {missing[0]}): train it in '
+                'this order: convolution, pooling (or upsampling), batch norm, ReLU')
     if missing or more:
         return (f'it has {[*more, "nothing"][0]:.60} where a {model} has {[*missing, "nothing"][0]}: '
                 'save the whole state_dict() of such a network')
@@ -928,19 +933,21 @@ def load_model(make_model, path, kernel=None, num_filters=None):
     elif saved_as is None and shapes != expected:
         owners = [owner for owner, make in MODELS.items() if name_and_shapes(make)[1] == shapes]
     if owners == ['RegressionCNN'] or (owners == ['CNN'] and num_colours == 3 and saved_as is None):
-        raise InputError(f'{path} is a RegressionCNN, a network of colour_regression.py: evaluate it there')
+        raise InputError(f'{path} is a RegressionCNN: only colour_regression.py can use it')
     if owners:
-        raise InputError(f'{path} belongs to another model: {" or ".join(owners):.60}'
-                         + ', of colourization.py' * (name == 'RegressionCNN'))
+        script = 'colourization.py ' * (name == 'RegressionCNN')
+        raise InputError(f'{path} belongs to another model: give {script}--model '
+                         f'{" or ".join(owners):.60}, or another --checkpoint')
     if shapes != expected:
         raise InputError(f'{path}: {difference(weights, expected, name)}')
     if colours is not None and len(colours) != num_colours:
-        raise InputError(f'{path} is damaged: it has {len(colours)} colours and scores {num_colours}')
+        raise InputError(f'{path} is damaged: {len(colours)} colours, but {num_colours} outputs; train it '
+                         'again')
     model = build(make_model)
     model.load_state_dict(weights, strict=False)
     with torch.no_grad():  # finite weights can be too large, or the square roots of negative ones
         if not model.eval()(torch.full((1, 1, 8, 8), 0.5)).isfinite().all():
-            raise InputError(f'{path} is damaged: its network puts out no finite numbers')
+            raise InputError(f'{path} is damaged: its outputs are not finite; train it again')
     return model, colours
 
 
@@ -959,8 +966,8 @@ def save_state(path, settings, parts, generator, history):
 def load_state(path, settings, parts, generator):
     """Bring a training of the same settings into the state that was saved; returns the history so far."""
     if not path.exists():
-        raise InputError(f'{path} is missing, so the run was not interrupted, or is finished: without '
-                         '--resume it begins anew')
+        raise InputError(f'{path} is missing: no epoch was completed there, or the run is finished: leave '
+                         'out --resume')
     with open(path, 'rb') as file:
         try:
             state = load_tensors(file)
@@ -979,7 +986,7 @@ def load_state(path, settings, parts, generator):
             return history
         except Exception as e:  # a broken or hostile file can raise nearly anything
             raise InputError(f'{path}: cannot be resumed ({one_line(e)[:100]}); give the same flags as '
-                             'before, or leave out --resume') from e
+                             'before, or remove this file and leave out --resume') from e
 
 
 # ---- Pictures of the user -----------------------------------------------------------------------------
@@ -992,14 +999,17 @@ def colourize(grey, model, colours, temperature=ANNEALED, size=IMAGE_SIZE):
     only the chroma is used, the difference of each channel from their mean: brought up to the full size, and
     made weaker where it would lead out of [0, 1]. Colours and temperature: see `scores_to_rgb`.
     """
-    return np.concatenate(list(coloured_bands(grey, model, colours, temperature, size)))
+    rgb = np.empty((*np.shape(grey), 3), np.float32)
+    for rows, band in colour_bands(grey, model, colours, temperature, size):
+        rgb[rows] = band
+    return rgb
 
 
 @torch.no_grad()
-def coloured_bands(grey, model, colours, temperature, size):
-    """Yield the picture of `colourize` from top to bottom in bands of rows, which keeps large ones small."""
+def colour_bands(grey, model, colours, temperature, size):
+    """Yield what `colourize` returns in bands, which take little memory: rows, a slice, and their RGB."""
     grey = torch.from_numpy(np.asarray(grey, np.float32))[None, None]
-    sides = grey.shape[2:]
+    height, width = sides = grey.shape[2:]
     scale = min(1, size / math.sqrt(math.prod(sides)))
     longest = size**2 // 16  # blocks of 4x4 pixels: a picture of 1 x N pixels becomes one block wide
     small = F.interpolate(grey, [4 * min(max(1, round(side * scale / 4)), longest) for side in sides],
@@ -1007,50 +1017,53 @@ def coloured_bands(grey, model, colours, temperature, size):
     scores = model(small.to(model.finalconv.weight.device) * 255 / MAX_PIXEL)
     rgb = torch.from_numpy(scores_to_rgb(scores, colours, temperature))
     chroma = rgb - rgb.mean(dim=1, keepdim=True)
-    rows = torch.eye(chroma.shape[2])[None, None]  # what each row of the result takes of those of the chroma
-    rows = F.interpolate(rows, (sides[0], chroma.shape[2]), mode='bicubic')
-    height = max(1, BAND // sides[1])
-    for band, taken in zip(grey.split(height, dim=2), rows.split(height, dim=2)):
-        its_chroma = F.interpolate(taken @ chroma, band.shape[2:], mode='bicubic')
-        room = torch.minimum((1 - band) / its_chroma.amax(dim=1, keepdim=True).clamp(min=1e-6),
-                             band / (-its_chroma.amin(dim=1, keepdim=True)).clamp(min=1e-6))
-        yield (band + its_chroma * room.clamp(max=1))[0].movedim(0, -1).clamp(0, 1).numpy()
+    chroma = F.interpolate(chroma, (height, chroma.shape[3]), mode='bicubic')  # only higher: still small
+    for start in range(0, height, max(1, BAND // width)):
+        rows = slice(start, start + max(1, BAND // width))
+        lit, tint = grey[:, :, rows], chroma[:, :, rows]
+        tint = F.interpolate(tint, (tint.shape[2], width), mode='bicubic')
+        room = torch.minimum((1 - lit) / tint.amax(dim=1, keepdim=True).clamp(min=1e-6),
+                             lit / (-tint.amin(dim=1, keepdim=True)).clamp(min=1e-6))
+        yield rows, (lit + tint * room.clamp(max=1))[0].movedim(0, -1).clamp(0, 1).numpy()
 
 
 def colour_files(paths, model, colours, outdir, temperature=ANNEALED, size=IMAGE_SIZE):
     """--image: `colourize` files into outdir; a bad one does not stop the others, but the status is 1."""
     from PIL import Image
-    check_writable(outdir / 'colour.png')
+    check_writable(outdir / f'{os.getpid()}_colour.png')  # hardly a file of the user
+
+    def identities(path):
+        """A path without links, and the file that is there, which has several where case does not count."""
+        yield os.path.realpath(path)
+        if os.path.exists(path):
+            yield os.stat(path).st_dev, os.stat(path).st_ino
+    inputs = {identity for path in paths for identity in identities(path)}
     status, taken = 0, set()
     for path in tqdm(paths, 'colouring', leave=False, disable=None):
         name, i = path.stem, 1
-        while as_folded(name) in taken:
+        while (folded := unicodedata.normalize('NFC', name).casefold()) in taken:
             name, i = f'{path.stem}_{i + 1}', i + 1
-        taken.add(as_folded(name))
+        taken.add(folded)
         try:
-            grey, alpha, dpi, frames = read_picture(path)
-            pixels = np.concatenate([(255 * band).round().astype(np.uint8) for band in coloured_bands(
-                grey, model, colours, temperature, size)])
-            if alpha is not None:
-                pixels = np.dstack([pixels, alpha])
+            picture = read_picture(path)
+            pixels = np.empty((*picture.grey.shape, 3), np.uint8)
+            for rows, band in colour_bands(picture.grey, model, colours, temperature, size):
+                pixels[rows] = (255 * band).round()
+            if picture.alpha is not None:
+                pixels = np.dstack([pixels, picture.alpha])
             result = outdir / f'{name}_colour.png'
-            if result.exists() and any(path.exists() and result.samefile(path) for path in paths):
-                raise InputError(f'{result} is a picture to colour itself: choose another --outdir')
+            if not inputs.isdisjoint(identities(result)):
+                raise InputError(f'{result} is itself a picture to colour: choose another --outdir')
             with whole_file(result) as file:
-                Image.fromarray(pixels).save(file, 'PNG', **({'dpi': dpi} if dpi else {}))
-            if frames > 1:
-                tqdm.write(f'note: {path} has {frames} pages or frames: the first is coloured',
-                           file=sys.stderr)
+                Image.fromarray(pixels).save(file, 'PNG', dpi=picture.dpi)
+            if picture.frames > 1:
+                note = f'note: {path} has {picture.frames} pages or frames: the first is coloured'
+                tqdm.write(one_line(note), file=sys.stderr)
             tqdm.write(f'Wrote {result}')
         except (InputError, OSError) as e:
             tqdm.write(complaint(e), file=sys.stderr)
             status = 1
     return status
-
-
-def as_folded(name):
-    """A file's name as the file systems see it that fold case and compose accents."""
-    return unicodedata.normalize('NFC', name).casefold()
 
 
 # ---- Command line -------------------------------------------------------------------------------------
@@ -1074,15 +1087,18 @@ def number(kind, low, high=math.inf, odd=False):
         value = kind(text)
         if not low <= value <= high or odd and value % 2 == 0:
             raise argparse.ArgumentTypeError(
-                f'{text} is not {"an odd number" if odd else "a number"} from {low} to {high}')
+                f'{text} is not {"an odd number" if odd else "a number"} '
+                + (f'of {low} or more' if high == math.inf else f'from {low} to {high}'))
         return value
-    parse.__name__ = 'number'  # argparse says "invalid number value"
+    parse.__name__ = 'whole number' if kind is int else 'number'  # argparse says "invalid number value"
     return parse
 
 
 def temperature(text):
     """A type for argparse: 0, or what scores can be divided by."""
-    return 0.0 if float(text) == 0 else number(float, 0.001, 100)(text)
+    if not (float(text) == 0 or 0.001 <= float(text) <= 100):
+        raise argparse.ArgumentTypeError(f'{text} is neither 0 nor a number from 0.001 to 100')
+    return float(text)
 
 
 def make_parser(description):
@@ -1164,7 +1180,7 @@ def parse_args(argv=None):
     if not (args.model or args.kmeans):
         parser.error('choose a network with --model CNN, UNet or DUNet')
     if args.valid and not args.checkpoint:
-        parser.error('--valid evaluates the network in --checkpoint FILE, which is missing')
+        parser.error('--valid needs a network: name it with --checkpoint FILE')
     return args
 
 
@@ -1239,11 +1255,14 @@ def choose_colours(path, category, num_colours=None, saved=None, checkpoint=None
         path = f'colour/colour_kmeans{num_colours or NUM_COLOURS}_cat{category}.npy'
     path = find_shipped(path)
     if not path.exists():
-        raise InputError(f'{path} is missing: name a file of {num_colours or "the"} colours with --colours, '
-                         'or make one with --kmeans')
+        number = num_colours or NUM_COLOURS
+        raise InputError(f'{path} is missing: ' + (
+            f'name a file of {number} colours with --colours, or run colourization.py --kmeans {number} '
+            f'--category {category}' if guessed else 'name another file with --colours'))
     colours = load_colours(path)
     if num_colours not in (None, len(colours)):
-        raise InputError(f'the checkpoint has {num_colours} colours, {path} has {len(colours)}')
+        raise InputError(f'{path} has {len(colours)} colours, the checkpoint {num_colours}: name its own '
+                         'with -c')
     if saved is not None and not np.allclose(saved, colours):
         raise InputError(f'the checkpoint was trained with other colours than {path}: leave out -c')
     if guessed and checkpoint:
@@ -1257,7 +1276,8 @@ def load_trained(model, checkpoint, category, colours=None, kernel=None, num_fil
     network, saved = load_model(MODELS[model], checkpoint, kernel, num_filters)
     entries = len(getattr(network, 'prior', ()))
     if prior not in (0, entries):
-        raise InputError(f'{checkpoint} has a prior of {entries} entries, not {prior}: leave out --prior')
+        found = f'a prior of {entries} entries' if entries else 'no prior'
+        raise InputError(f'{checkpoint} has {found}: leave out --prior {prior}')
     outputs = len(network.finalconv.bias)
     if model == 'CNN' and outputs == 3 and saved is None and colours is None:
         raise InputError(f'{checkpoint} has 3 outputs and names no colours, like a network of '
@@ -1273,19 +1293,19 @@ def check_checkpoint(path, make_model, resume, evaluate):
     check_writable(path)
     check_writable(resume_file(path))
     if resume_file(path).exists() and not resume:
-        raise InputError(f'{resume_file(path)} is left of an interrupted run: go on with --resume, or remove '
-                         'that file to begin anew')
+        raise InputError(f'{resume_file(path)} is left from an interrupted run: go on with --resume, or '
+                         'remove that file to begin anew')
     if path.exists() and path.stat().st_size:
-        overwritten = 'would be overwritten: choose another name, or remove it'
+        overwritten = 'would be overwritten: choose another --checkpoint, or remove it'
         try:
             _, owner, _ = read_checkpoint(path)
         except InputError as e:  # a slip must not cost the user a picture or colours
-            raise InputError(f'{path} is no checkpoint and {overwritten}') from e
+            raise InputError(f'{path} is no checkpoint that can be read and {overwritten}') from e
         if owner not in (None, make_model.__name__):
             raise InputError(f'{path} belongs to another model, {owner}, and {overwritten}')
         if not resume:
-            print(f'note: {path} will be replaced after the first epoch; to evaluate it, {evaluate}',
-                  file=sys.stderr)
+            print(f'note: {path} will be replaced after the first epoch; to evaluate it, stop this and '
+                  f'{evaluate} --checkpoint {path}', file=sys.stderr)
 
 
 def find_colours(num_colours, data, category, seed):
@@ -1399,7 +1419,7 @@ def main():
         if not args.summary:
             name = f'{args.model.lower()}{"_prior" * bool(args.prior)}_k{kernel}_f{num_filters}.pkl'
             checkpoint = checkpoint or args.outdir / name
-            check_checkpoint(checkpoint, make_model, args.resume, 'stop this and add --valid')
+            check_checkpoint(checkpoint, make_model, args.resume, 'add --valid')
         colours = choose_colours(args.colours, args.category)
         torch.manual_seed(args.seed)
         model = make_model(kernel, num_filters, len(colours))
@@ -1466,8 +1486,8 @@ def run(main):
         if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and not re.search(
                 'allocate memory|not enough memory|out of memory', str(e)):
             raise
-        sys.exit('error: there is not enough memory: try a smaller --num_filters, --image_size or '
-                 '--batch_size')
+        sys.exit('error: there is not enough memory: close other programs, or try a smaller --num_filters, '
+                 '--image_size or --batch_size')
 
 
 START = time.monotonic(), busy_seconds()  # see `choose_threads`

@@ -61,11 +61,9 @@ LARGEST_ARCHIVE = 256 << 20  # bytes, unpacked; the real one has 186 million
 MOST_READS = 10_000  # of an archive; the real one takes about 250
 HORSE = 7  # the class that the assignment colours
 MAX_COLOURS = 256  # the last layer grows with their square, and the scores take memory for each
-RAW = '.3fr .arw .cr2 .cr3 .dng .erf .kdc .mrw .nef .nrw .orf .pef .raf .raw .rw2 .srw'.split()
-CAMERA = "it is a camera's raw file, with a thumbnail in it: develop it and save it as JPEG or PNG"
-UNKNOWN = 'it is not a picture that Pillow can read: save it as JPEG or PNG'
-TURNS = {1: lambda x: x, 2: np.fliplr, 3: lambda x: np.rot90(x, 2), 4: np.flipud, 5: np.transpose,
-         6: lambda x: np.rot90(x, -1), 7: lambda x: np.rot90(x, 2).T, 8: np.rot90}  # of EXIF's orientations
+ORIENTATION = 274  # the tag of EXIF and TIFF
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # what it says: the transpose() that mends it
+RAW = '.3fr .arw .cr2 .dcr .dng .erf .kdc .mef .mos .nef .nrw .pef .sr2 .srf .srw'.split()  # of cameras
 MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first four are (a) to (d) of F.1
 ZOOM = 0.25  # at most a quarter closer or farther
 
@@ -86,7 +84,7 @@ def instead(path):
         start = file.read(200).lstrip(b'\xef\xbb\xbf \r\n\t').lower()
     if start.startswith(b'version https://git-lfs'):
         return 'it is a Git LFS pointer, not the file itself: run `git lfs pull`'
-    if start.startswith((b'<!doctype html', b'<html', b'<?xml')):
+    if start.startswith((b'<!doctype html', b'<html')):
         return 'it is a web page, not the file itself: download the file again, from its own link'
     return ''
 
@@ -114,15 +112,16 @@ def load_cifar10(where=None):
     missing = set(BATCHES)
     for name, file in tqdm(batches, 'Reading CIFAR-10', len(BATCHES), leave=False, disable=None):
         if name not in missing:
-            raise InputError(f'{where}: {name} is there twice; get the data set again')
+            raise InputError(f'{where}: {name} is there twice; remove it and get the data set again')
         missing.remove(name)
         i = BATCHES.index(name)
         try:
             x[i], y[i] = read_batch(file)
         except InputError as e:
-            raise InputError(f'{where}: {name} {e}; get the data set again') from e
+            raise InputError(f'{where}: {name} {e}; remove it and get the data set again') from e
     if missing:
-        raise InputError(f'{where}: {", ".join(sorted(missing))} is missing; get the data set again')
+        raise InputError(f'{where}: {", ".join(sorted(missing))} is missing; remove what is there and get '
+                         'the data set again')
     return (x[:-1].reshape(-1, 3, 32, 32), y[:-1].reshape(-1, 1)), (x[-1], y[-1])
 
 
@@ -147,7 +146,8 @@ def find(where):
     archives = [name for name in names if re.fullmatch(ARCHIVES, name.lower()) and (where / name).is_file()]
     archives = [name for name in (ARCHIVE, f'{FOLDER}.tar.gz') if name in archives][:1] or archives
     if len(archives) > 1:
-        raise InputError(f'{where}: it holds {" and ".join(archives)}: name the one that you mean')
+        raise InputError(f'{where}: it holds {" and ".join(archives)}: name the one that you mean with '
+                         '--data')
     if archives:
         return where / archives[0]
     if folder:
@@ -184,7 +184,7 @@ def read_archive(path):
     if start == b'PK':
         words = f'this is {ZIP}'
     elif start[:1] == b'\x80':  # so a pickle starts
-        words = 'this is one file of a data set: name the folder that holds all of its files'
+        words = 'this is perhaps one file of a data set: name the folder that holds all of its files'
     if words:
         raise InputError(f'{path}: {words}')
     names, error = {path.name}, None
@@ -203,7 +203,7 @@ def read_archive(path):
         raise InputError(f'{path}: this is {words}') from error
     if error:
         words = f'cannot be read ({one_line(error)[:200]})'
-        raise InputError(f'{path}: {words}; get the data set again') from error
+        raise InputError(f'{path}: {words}; remove it and get the data set again') from error
 
 
 class Bounded:
@@ -256,7 +256,7 @@ def fetch(folder):
         except HTTPException as e:
             failures.append(f'{urlsplit(url).hostname}: {e}')
     raise InputError(f'CIFAR-10 could not be fetched ({"; ".join(failures)}). Put {ARCHIVE} into {folder} '
-                     'by hand, or try the program with --data sample')
+                     'by hand; colourization.py also takes --data sample')
 
 
 def receive(url, may_be_slow):
@@ -386,7 +386,8 @@ def hold_out(pictures, count, category=HORSE):
     xs, ys = pictures
     candidates = np.flatnonzero(is_of(category, ys))
     if count >= len(candidates):
-        raise InputError(f'--hold_out {count} leaves none of the {len(candidates)} training pictures')
+        raise InputError(f'--hold_out {count} leaves none of the {len(candidates)} training pictures: give '
+                         'less, or another --category')
     held = candidates[-count:]
     return (np.delete(xs, held, axis=0), np.delete(ys, held, axis=0)), (xs[held], ys[held])
 
@@ -480,9 +481,9 @@ def check_colours(colours, path):
     """The colours as float32; raises InputError if they are not [K, 3] numbers in [0, 1]."""
     shape, kind = getattr(colours, 'shape', ()), getattr(getattr(colours, 'dtype', None), 'kind', 'O')
     if len(shape) != 2 or shape[1] != 3 or kind not in 'fiu' or not 2 <= shape[0] <= MAX_COLOURS:
-        raise InputError(f'{path}: its colours are not a float array [K, 3] of 2 to {MAX_COLOURS}')
+        raise InputError(f'{path}: its colours are not a float array [K, 3] with K from 2 to {MAX_COLOURS}')
     low, high = colours.min(), colours.max()
-    if low >= 0 and (kind != 'f' or high > 2) and high <= 256:
+    if low >= 0 and 2 < high <= 256:
         raise InputError(f'{path}: its colours are from 0 to 255: divide them by 256, as the pictures are '
                          '(float, in [0, 1])')
     if kind != 'f' or not (low >= 0 and high <= 1):  # which is not the same for NaN
@@ -491,131 +492,139 @@ def check_colours(colours, path):
 
 
 class Picture(NamedTuple):
-    """A picture of the user: grey float32 [H, W] in [0, 1], and what else its file says."""
+    """A picture file, as `read_picture` gives it."""
 
-    grey: np.ndarray  # the mean of red, green and blue
+    grey: np.ndarray  # float32 [H, W] in [0, 1]: the mean of red, green and blue
     alpha: np.ndarray | None  # uint8 [H, W]
-    dpi: tuple | None  # across and down
-    frames: int  # or pages; this is the first
+    dpi: tuple[float, float] | None  # across and down
+    frames: int  # pages or frames in the file, of which this is the first
 
 
 def read_picture(path):
-    """Read a `Picture` from a file of any kind that Pillow knows: upright as its EXIF says, in sRGB.
+    """Read a picture file of any kind that Pillow knows, in sRGB and upright as its EXIF says: a `Picture`.
 
-    Raises InputError if it is no picture, damaged, a camera's raw file, or of more than 178 megapixels.
+    Raises InputError if it is no picture, damaged, absurdly large, or a camera's raw file.
     """
     from PIL import Image, PngImagePlugin, UnidentifiedImageError
-    path = Path(path)
-    if path.is_dir():
-        raise InputError(f'{path}: it is a folder: name the pictures in it, {path / "*.jpg"} for example')
-    if set('*?[') & set(path.name) and not path.exists():
-        raise InputError(f'{path}: no file has this name; the shell replaces a pattern only where files '
-                         'match it, and not in quotes')
-    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # a long text spoils no picture
+    PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: a long text does no harm
+    if os.path.isdir(path):
+        raise InputError(f'{path}: it is a folder: name the pictures in it, like {Path(path, "*.jpg")}')
     try:
-        with warnings.catch_warnings(action='ignore'), Image.open(path) as image:  # the error is enough
-            refuse_other_than_pictures(image, path)
-            turn, dpi, frames = turn_of(image), dpi_of(image), frames_of(image)
-            grey, alpha = deep_grey(image) if image.mode.startswith('I') else grey_and_alpha(image)
-    except (FileNotFoundError, PermissionError):
-        raise
-    except Image.DecompressionBombError as e:
-        raise InputError(f'{path}: it has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels: make '
-                         'it smaller in a picture editor') from e
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # if a file is damaged, the error is enough
+            # a file, not a path: Pillow 13 maps the latter, and then garbles a turned TIFF
+            with open(path, 'rb') as file, Image.open(file) as image:
+                refuse_unlike_seen(image, path)
+                return decode(image)
+    except FileNotFoundError as e:
+        if not set('*?[') & set(str(path)):
+            raise
+        raise InputError(f'{path}: there is no such file: if it is a pattern, check the folder and leave '
+                         'out quotes') from e
     except UnidentifiedImageError as e:
-        raise InputError(f'{path}: {instead(path) or UNKNOWN}') from e
+        raise InputError(f'{path}: ' + (instead(path) or 'it is empty, damaged or of an unknown kind: get it '
+                                        'again, or save it as JPEG or PNG')) from e
+    except Image.DecompressionBombError as e:
+        raise InputError(f'{path}: it has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels: '
+                         'make it smaller in a picture editor') from e
+    except InputError as e:
+        raise InputError(f'{path}: {e}') from e
     except Exception as e:  # a broken file can raise nearly anything
-        words = e if isinstance(e, InputError) else f'not a picture that can be read ({one_line(e)})'
-        raise InputError(f'{path}: {words}') from e
-    grey, alpha = (None if x is None else np.ascontiguousarray(TURNS[turn](x)) for x in (grey, alpha))
-    return Picture(grey, alpha, dpi[::-1] if dpi and turn > 4 else dpi, frames)
+        raise InputError(f'{path}: it cannot be read ({one_line(e)}): get it again') from e
 
 
-def refuse_other_than_pictures(image, path):
-    """Raise InputError where Pillow would show another picture than is meant, or run a program."""
-    tags = getattr(image, 'tag_v2', {})
-    with open(path, 'rb') as file:
-        start = file.read(10)
-    # DNG says so, CR2 too, and in many others comes a thumbnail first
-    if path.suffix.lower() in RAW or 50706 in tags or start[8:] == b'CR' or tags.get(254, 0) == 1:
-        raise InputError(CAMERA)
+def refuse_unlike_seen(image, path):
+    """Raise InputError if Pillow would make of a file what its owner has never seen."""
+    tags = getattr(image, 'tag_v2', {})  # of TIFF, which most cameras' raw files are
+    if image.format == 'TIFF':
+        image.fp.seek(8)
+        if (50706 in tags or image.fp.read(2) == b'CR' or Path(path).suffix.lower() in RAW  # DNG, Canon's CR2
+                or tags.get(254, 0) & 1 and (271 in tags or 330 in tags)):  # small, and a camera's or not all
+            raise InputError("it is a camera's raw file, which begins with a preview: open it in a photo "
+                             'program and save it as JPEG or PNG')
+    if image.mode == 'F' or image.mode == 'I' and image.format not in ('PPM', 'PNG'):
+        raise InputError('its numbers (signed, 32 bits, fractions) have no agreed white: save it with 8 or '
+                         '16 bits')
     if image.format == 'EPS':  # Pillow would hand it to Ghostscript, if there is one
         raise InputError('PostScript is a program: save the picture as JPEG or PNG')
-    if image.mode == 'F' or (image.mode == 'I' and image.format != 'PPM'):
-        raise InputError('fractions and numbers of 32 bits have no agreed white: save it with 8 or 16 bits')
 
 
-def turn_of(image):
-    """The orientation that the EXIF says, 1 to 8; 1 where it does not, or is broken."""
-    try:
-        turn = image.getexif().get(0x0112, 1)
-    except Exception:  # nearly anything
-        return 1
-    return turn if turn in TURNS else 1
-
-
-def dpi_of(image):
-    """Dots an inch, across and down; None where the file says none that a PNG can have."""
-    try:
-        across, down = map(float, image.info['dpi'])
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
-    return (across, down) if 1 < across < 1e5 and 1 < down < 1e5 else None
-
-
-def frames_of(image):
-    """How many pictures the file has."""
-    try:  # phones add their own small pictures to an MPO
-        return 1 if image.format == 'MPO' else getattr(image, 'n_frames', 1)
-    except Exception:  # of a file that is cut off behind its first frame
-        return 1
-
-
-def deep_grey(image):
-    """Grey and alpha of a picture of 16 bits, or as many as TIFF says, which convert() would cut off."""
+def decode(image):
+    """The `Picture` in a file that Pillow has opened."""
     from PIL import Image
-    values, tags = np.asarray(image), getattr(image, 'tag_v2', {})
-    grey = values.astype(np.float32) / (2**tags.get(258, (16,))[0] - 1)
-    if tags.get(262) == 0:
-        grey = 1 - grey
-    levels = np.arange(256, dtype=np.uint8)
-    ramp = Image.fromarray(levels[None])
-    ramp.info = image.info
-    curve = np.asarray(to_srgb(ramp))[0].mean(axis=1)
-    if not np.array_equal(curve, levels):
-        grey = np.interp(grey, levels / 255, curve / 255).astype(np.float32)
-    clear = image.info.get('transparency')
-    alpha = np.where(values == clear, 0, 255).astype(np.uint8) if isinstance(clear, int) else None
-    return grey.clip(0, 1), alpha
-
-
-def grey_and_alpha(image):
-    """Grey and alpha of any other picture."""
-    alpha = None
-    if image.has_transparency_data:
-        info, image = image.info, image.convert('LA' if image.mode == 'LA' else 'RGBA')
-        alpha = np.asarray(image.getchannel('A'))
-        image = image.convert(image.mode[:-1])
-        image.info = info
-    rgb = np.asarray(to_srgb(image))
-    grey = rgb.mean(axis=2, dtype=np.float32)
-    grey /= 255
-    return grey, alpha
-
-
-def to_srgb(image):
-    """A picture as RGB, in sRGB if it has another colour profile; a profile that is broken is ignored."""
-    from PIL import ImageCms
-    if image.mode not in ('L', 'RGB', 'CMYK', 'LAB'):
-        info, image = image.info, image.convert('L' if image.mode == '1' else 'RGB')
-        image.info = info
+    opened, tags = image, getattr(image, 'tag_v2', {})
+    turned = tags.get(ORIENTATION)  # of TIFF, which Pillow puts upright itself
+    stored = image.tile[0][3] if image.tile else None  # how the file has the pixels, which Pillow changes
+    image.load()
+    profile, clear = image.info.get('icc_profile'), image.info.get('transparency')
+    if stored == 'RGB;16B' and clear:  # Pillow brings the pixels to 8 bits, not the transparent colour
+        image.info['transparency'] = tuple(value >> 8 for value in clear)
+    elif stored in ('L;2', 'L;4') and clear is not None:
+        image.info['transparency'] = clear * {'L;2': 85, 'L;4': 17}[stored]
     try:
-        profile = (ImageCms.createProfile('LAB') if image.mode == 'LAB' else
-                   ImageCms.ImageCmsProfile(io.BytesIO(image.info['icc_profile'])))
-        if 'sRGB' not in ImageCms.getProfileDescription(profile):
-            return ImageCms.profileToProfile(image, profile, ImageCms.createProfile('sRGB'), outputMode='RGB')
-    except Exception:  # there is none, or it is of another kind of picture, or broken
-        pass
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # nothing else in it matters, so a broken one is none
+        orientation = None
+    if orientation in TURNS:
+        image = image.transpose(TURNS[orientation])
+
+    if image.mode == 'La' or stored == 'LA;16B':
+        image = image.convert('LA')
+    alpha, is_grey = None, image.mode == '1' or image.mode[0] in 'LI' and image.mode != 'LAB'
+    if image.mode[0] == 'I':  # 16 bits, which convert() would cut off
+        white = 2**tags.get(258, (16,))[0] - 1  # of TIFF; 12 bits are not scaled
+        grey = np.asarray(image, np.float32)
+        if clear is not None:
+            alpha = np.where(grey == clear, 0, 255).astype(np.uint8)
+        grey = (white - grey if tags.get(262) == 0 else grey) / white  # 0: TIFF's WhiteIsZero
+    else:
+        if image.has_transparency_data:
+            image = image.convert('LA' if is_grey else 'RGBA')
+            alpha = np.asarray(image.getchannel('A'))
+        if is_grey or image.mode not in ('CMYK', 'LAB'):
+            image = image.convert('L' if is_grey else 'RGB')
+        pixels = np.asarray(image if is_grey else to_srgb(image, profile))
+        grey = (pixels.astype(np.float32) if is_grey else pixels.mean(axis=2, dtype=np.float32)) / 255
+    if is_grey and profile:
+        levels = np.asarray(to_srgb(Image.linear_gradient('L'), profile))[:, 0].mean(axis=1) / 255
+        for row in grey:  # one at a time, as interp takes double precision
+            row[:] = np.interp(row, np.linspace(0, 1, 256), levels)
+
+    try:
+        across, down = map(float, opened.info['dpi'])
+        dpi = (down, across) if (orientation or turned) in (5, 6, 7, 8) else (across, down)
+    except (KeyError, TypeError, ValueError):
+        dpi = 0, 0
+    try:
+        frames = 1 if opened.format in ('MPO', 'PSD') else opened.n_frames  # theirs are previews, and layers
+    except Exception:  # there is but one, or what follows it is broken
+        frames = 1
+    return Picture(grey, alpha, dpi if all(1 < d < 1e5 for d in dpi) else None, frames)
+
+
+def to_srgb(image, profile):
+    """A picture of mode L, RGB, CMYK or LAB as RGB in sRGB, by the profile (bytes, or None) of its file.
+
+    A profile that is broken, does not fit the mode, or is sRGB itself to within a level changes nothing.
+    """
+    from PIL import Image, ImageCms
+    # left alone, lcms simplifies a curve or a table until the shadows are levels off; an L picture is a ramp
+    accurate = 0x100 if image.mode == 'L' else 0x400  # cmsFLAGS_NOOPTIMIZE, cmsFLAGS_HIGHRESPRECALC
+
+    def converted(picture):
+        source = ImageCms.createProfile('LAB') if image.mode == 'LAB' else io.BytesIO(profile)
+        return ImageCms.profileToProfile(picture, source, ImageCms.createProfile('sRGB'), outputMode='RGB',
+                                         flags=accurate)
+
+    if profile or image.mode == 'LAB':
+        ramp = Image.linear_gradient('L')
+        sample = ramp if image.mode == 'L' else Image.merge('RGB', [ramp, ramp.rotate(90), ramp.rotate(180)])
+        try:
+            if image.mode in ('CMYK', 'LAB') or (np.abs(
+                    np.subtract(converted(sample), sample.convert('RGB'), dtype=np.int16)).max() > 1):
+                return converted(image)
+        except Exception:  # a broken one can raise nearly anything
+            pass
     return image.convert('RGB')
 
 
@@ -634,9 +643,9 @@ def whole_file(path, trial=False):
     except (FileExistsError, NotADirectoryError) as e:
         raise InputError(f'{path.parent} cannot be a folder, a file is in its way: choose another') from e
     if path.exists() and not path.is_file():
-        raise InputError(f'{path} is a folder or a device, not a file: choose another name')
+        raise InputError(f'{path} is a folder or a device, not a file: choose another name or folder')
     if path.exists() and not (os.access(path, os.W_OK) and path.stat().st_mode & 0o222):
-        raise InputError(f'{path} is read-only: choose another name, or make it writable')
+        raise InputError(f'{path} is read-only: choose another name or folder, or make it writable')
     partial = path.with_name(f'.{path.name[:40]}.{secrets.token_hex(4)}.partial')  # not too long a name
     try:
         with open(partial, 'xb') as file:

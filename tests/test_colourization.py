@@ -474,8 +474,8 @@ def test_log_frequencies_equal_counting_pixels(entries):
 def test_checkpoint_of_another_model_is_refused_by_name(saved, asked, tmp_path):
     model = RegressionCNN(3, 8) if saved == 'RegressionCNN' else MODELS[saved](3, 8, 24)
     save_checkpoint(model, tmp_path / 'w.pkl')
-    words = ('is a RegressionCNN, a network of colour_regression.py: evaluate it there'
-             if saved == 'RegressionCNN' else f'belongs to another model: {saved}')
+    words = ('is a RegressionCNN: only colour_regression.py can use it' if saved == 'RegressionCNN' else
+             f'belongs to another model: give --model {saved}, or another --checkpoint')
     with pytest.raises(InputError, match=f'w.pkl {words}$'):
         load_model(MODELS[asked], tmp_path / 'w.pkl')
 

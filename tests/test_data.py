@@ -510,7 +510,8 @@ def test_archive_of_several_is_to_be_named_unless_one_has_the_name_of_the_offici
     for number, name in enumerate([*names, 'cifar-10-batches-py.tar.gz', 'cifar-10-python.tar.gz']):
         pack(data / name, number)
         if number == 1:
-            assert refusal(data) == f'it holds {names[0]} and {names[1]}: name the one that you mean'
+            assert refusal(data) == (f'it holds {names[0]} and {names[1]}: name the one that you mean with '
+                                     '--data')
             assert shade(data / names[1]) == 1
         else:
             assert shade(data) == number
@@ -557,7 +558,7 @@ BINARY = 'the binary version of CIFAR-10: the Python version is needed, cifar-10
 MATLAB = 'the MATLAB version of CIFAR-10: the Python version is needed, cifar-10-python.tar.gz'
 CIFAR_100 = 'CIFAR-100: CIFAR-10 is needed, cifar-10-python.tar.gz'
 ZIP = 'a zip archive: unpack it, and name the folder that comes out of it'
-ONE = 'one file of a data set: name the folder that holds all of its files'
+ONE = 'perhaps one file of a data set: name the folder that holds all of its files'
 
 
 @pytest.mark.parametrize('names, words', [
@@ -576,7 +577,8 @@ def test_other_archive_is_called_what_it_is(name, names, words, data):
     os.truncate(data / 'cut off.tar', 512 * 2 * len(names) + 100)
     assert refusal(data / 'cut off.tar') == f'this is {words}'
     pack_members(data / name, 'cifar-10-batches-py/readme.html', *names)
-    assert refusal(data / name).endswith('test_batch is missing; get the data set again')
+    assert refusal(data / name).endswith(
+        'test_batch is missing; remove what is there and get the data set again')
 
 
 @pytest.mark.parametrize('names, words', [

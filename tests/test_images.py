@@ -1,19 +1,24 @@
 """--image: a user's own pictures of every kind, coloured with their own brightness."""
 
 import io
+import os
+import resource
 import struct
 import subprocess
 import sys
+import unicodedata
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import ROOT
 from PIL import Image, ImageCms, PngImagePlugin
 
 import colourization
 from colourization import CNN, add_prior, colourize, scores_to_rgb
-from conftest import ROOT
 from load_data import InputError, read_picture
 
 RNG = np.random.default_rng(0)
@@ -80,7 +85,7 @@ def test_broken_files_do_not_stop_the_others(run_script, tmp_path):
     (tmp_path / 'empty.jpg').touch()
     (tmp_path / 'text.jpg').write_text('no picture')
     (tmp_path / 'folder').mkdir()
-    Image.new('1', (14_000, 14_000)).save(tmp_path / 'bomb.png')
+    Image.new('1', (13_400, 13_400)).save(tmp_path / 'bomb.png')
     Image.fromarray(RGB[..., 0] / np.float32(255)).save(tmp_path / 'fractions.tif')
     broken = ['cut.png', 'empty.jpg', 'missing.png', 'text.jpg', 'folder', 'bomb.png', 'fractions.tif']
     done = run_script('colourization.py', '--image', *broken, 'good.png')
@@ -137,239 +142,421 @@ def test_flat_areas_get_smooth_colours_from_a_small_view(model):
     assert whole > 0.02 and np.abs(np.diff(chroma, axis=0)).max() < whole / 3
 
 
-# ---- Files of cameras, scanners and phones ----------------------------------------------------------------
+# ---------------------------------------------------------------------------
+# What files say of their pixels
+# ---------------------------------------------------------------------------
+
+DEEP = np.array([[0, 1, 1000, 2048], [2049, 3000, 4094, 4095]], np.uint16)  # of 12 bits
 
 
-def tiff(values, bits=16, white_is_zero=False, kind=1, **more):
-    """A grey TIFF file of rows of numbers; `kind` 1 is unsigned, 2 signed; more tags by `t` and number."""
-    height, width = np.shape(values)
-    if bits == 12:  # the only ones that share bytes
-        packed = ''.join(f'{value:012b}' for value in np.ravel(values))
-        data = bytes(int(packed[i:i + 8], 2) for i in range(0, len(packed), 8))
+def packed(values):
+    """12 bits each, without gaps."""
+    return b''.join(((int(a) << 12) + int(b)).to_bytes(3, 'big') for a, b in values.reshape(-1, 2))
+
+
+def tiff(values, bits, *, white0=0, order='<', kind=1, extra=()):
+    """A grey TIFF by hand; `extra` are tags (number, SHORT)."""
+    dtype = f'{order}{"?uif"[kind]}{bits // 8}'
+    data = packed(values) if bits == 12 else values.astype(dtype).tobytes()
+    tags = {256: values.shape[1], 257: values.shape[0], 258: bits, 259: 1, 262: 1 - white0, 273: 8, 277: 1,
+            278: values.shape[0], 279: len(data), 339: kind} | dict(extra)
+    file = {'<': b'II*\0', '>': b'MM\0*'}[order] + struct.pack(f'{order}I', 8 + len(data)) + data
+    file += struct.pack(f'{order}H', len(tags))
+    for tag, value in sorted(tags.items()):
+        file += struct.pack(f'{order}HHIHH', tag, 3, 1, value, 0)
+    return file + bytes(4)
+
+
+def png(values, bits, colour=0, **chunks):
+    """A PNG by hand; `values` [H, W] or [H, W, channels]."""
+    def chunk(name, data):
+        return struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+    rows = np.asarray(values).reshape(len(values), -1)
+    if bits < 8:
+        rows = (rows[..., None] >> np.arange(bits)[::-1] & 1).reshape(len(rows), -1)
+        rows = np.packbits(rows.astype(bool), axis=1)
     else:
-        data = np.asarray(values, f'<u{bits // 8}').tobytes()
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: 0 if white_is_zero else 1, 277: 1, 278: height,
-            273: 0, 279: len(data), 339: kind} | {int(name[1:]): value for name, value in more.items()}
-    tags[273] = 8 + 2 + 12 * len(tags) + 4
-    entries = b''.join(struct.pack('<HHII', tag, 4, 1, tags[tag]) for tag in sorted(tags))
-    return struct.pack('<2sHIH', b'II', 42, 8, len(tags)) + entries + bytes(4) + data
+        rows = rows.astype(f'>u{bits // 8}').view(np.uint8)
+    header = struct.pack('>2I5B', np.shape(values)[1], len(values), bits, colour, 0, 0, 0)
+    return (b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header)
+            + b''.join(chunk(name.encode(), data) for name, data in chunks.items())
+            + chunk(b'IDAT', zlib.compress(b''.join(b'\0' + row.tobytes() for row in rows)))
+            + chunk(b'IEND', b''))
 
 
-RAMP = np.linspace(0, 65535, 40).astype(int).reshape(4, 10)
+def saved(picture, kind, **options):
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
 
 
-@pytest.mark.parametrize('content, expected', [
-    (tiff(RAMP), RAMP / 65535), (tiff(RAMP, white_is_zero=True), 1 - RAMP / 65535),
-    (tiff(RAMP >> 8, 8, white_is_zero=True), 1 - (RAMP >> 8) / 255),
-    (tiff(RAMP >> 4, 12), (RAMP >> 4) / 4095),
-    (b'P5 10 4 4095\n' + (RAMP >> 4).astype('>u2').tobytes(), (RAMP >> 4) / 4095),
-    (b'P5 10 4 65535\n' + RAMP.astype('>u2').tobytes(), RAMP / 65535)],
-    ids=['16 bits', '16 bits, white is 0', '8 bits, white is 0', '12 bits', 'PGM, 12 bits', 'PGM, 16 bits'])
-def test_white_is_white_however_many_bits_it_has(content, expected, tmp_path):
-    (tmp_path / 'a').write_bytes(content)
-    grey, alpha, _, _ = read_picture(tmp_path / 'a')
-    assert grey == pytest.approx(expected, abs=2e-5) and alpha is None
+def pgm(values, white, text=False):
+    pixels = ' '.join(map(str, values.ravel())).encode() if text else values.astype('>u2').tobytes()
+    return b'P%d %d %d %d\n' % (2 if text else 5, *values.shape[::-1], white) + pixels
 
 
-@pytest.mark.parametrize('content', [tiff(RAMP * 65537, 32), tiff(RAMP * 32768, 32, kind=2),
-                                     tiff(RAMP, kind=2)], ids=['32 bits', '32, signed', '16, signed'])
+def read(path, content):
+    path.write_bytes(content)
+    return read_picture(path)
+
+
+TURNED = Image.Exif()
+TURNED[0x0112] = 6
+WIDE = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
+
+
+@pytest.mark.parametrize('content, grey', {
+    'png': (png(WIDE, 16), WIDE / 65535),
+    'png, turned': (saved(Image.fromarray(WIDE[:9]), 'PNG', exif=TURNED), np.rot90(WIDE[:9], -1) / 65535),
+    'pgm of 12 bits': (pgm(DEEP, 4095), DEEP / 4095),
+    'pgm of 12 bits in text': (pgm(DEEP, 4095, text=True), DEEP / 4095),
+    'pgm of 16 bits': (pgm(WIDE, 65535), WIDE / 65535),
+    'tiff of 12 bits': (tiff(DEEP, 12), DEEP / 4095),
+    'tiff of 16 bits': (tiff(WIDE, 16), WIDE / 65535),
+    'tiff, turned': (tiff(WIDE[:9], 16, extra=[(274, 6)]), np.rot90(WIDE[:9], -1) / 65535),
+    'tiff of 16 bits, other order': (tiff(WIDE, 16, order='>'), WIDE / 65535),
+    'tiff of 16 bits, packed': (saved(Image.fromarray(WIDE), 'TIFF', compression='tiff_lzw'), WIDE / 65535),
+    'tiff of 16 bits where white is 0': (tiff(WIDE, 16, white0=1), 1 - WIDE / 65535),
+    'tiff of 8 bits where white is 0': (tiff(WIDE >> 8, 8, white0=1), 1 - (WIDE >> 8) / 255),
+    'jpeg 2000': (saved(Image.fromarray(WIDE), 'JPEG2000'), WIDE / 65535)}.values())
+def test_deep_grey_is_read_to_its_last_bit(content, grey, tmp_path):
+    picture = read(tmp_path / 'x', content)
+    assert picture.alpha is None and picture.grey.dtype == np.float32
+    assert picture.grey == pytest.approx(grey, abs=1e-5)  # Pillow rounds 12 bits of PGM to 16
+
+
+@pytest.mark.parametrize('content', [
+    tiff(DEEP, 32), tiff(DEEP, 32, kind=2), tiff(DEEP, 32, kind=2, order='>'), tiff(DEEP, 32, kind=3),
+    tiff(DEEP, 16, kind=2), tiff(DEEP, 16, kind=2, order='>')])
 def test_numbers_without_an_agreed_white_are_refused(content, tmp_path):
-    (tmp_path / 'a.tif').write_bytes(content)
-    with pytest.raises(InputError, match='no agreed white: save it with 8 or 16 bits'):
-        read_picture(tmp_path / 'a.tif')
+    with pytest.raises(InputError, match='x: its numbers .* no agreed white: save it with 8 or 16 bits'):
+        read(tmp_path / 'x', content)
 
 
-def test_deep_grey_keeps_its_transparency(tmp_path):
-    Image.fromarray(RAMP.astype(np.uint16)).save(tmp_path / 'a.png', transparency=int(RAMP[1, 3]))
-    grey, alpha, _, _ = read_picture(tmp_path / 'a.png')
-    assert grey == pytest.approx(RAMP / 65535, abs=1e-6)
-    assert np.array_equal(alpha, np.where(RAMP == RAMP[1, 3], 0, 255))
+@pytest.mark.parametrize('bits', [1, 2, 4, 8, 16])
+@pytest.mark.parametrize('colour', [0, 2])
+def test_colour_of_a_png_that_means_transparent(bits, colour, tmp_path):
+    if colour == 2 and bits < 8:
+        pytest.skip('PNG has no such colours')
+    white = 2**bits - 1
+    values = np.array([[white, white // 3, 0, white // 3]])
+    content = png(np.stack([values] * 3, 2) if colour else values, bits, colour,
+                  tRNS=struct.pack('>H', white // 3) * (3 if colour else 1))
+    picture = read(tmp_path / 'x', content)
+    assert picture.grey == pytest.approx(values / white, abs=1e-6)
+    assert np.array_equal(picture.alpha, np.where(values == white // 3, 0, 255))
 
 
-def grey_profile(gamma):
-    """An ICC profile of a grey scale, as scanners write them; lcms makes none such, so by hand."""
-    curve = struct.pack('>4sIIH2x', b'curv', 0, 1, round(256 * gamma))
-    white = struct.pack('>4sI3i', b'XYZ ', 0, 63190, 65536, 54061)  # D50
-    words = b'desc' + bytes(4) + struct.pack('>I', 5) + b'grey\0' + bytes(78 + 1)
-    parts, offset = [(b'desc', words), (b'wtpt', white), (b'kTRC', curve)], 128 + 4 + 3 * 12
-    table, data = struct.pack('>I', 3), b''
-    for name, part in parts:
-        part = part.ljust(-(-len(part) // 4) * 4, b'\0')
-        table += name + struct.pack('>II', offset + len(data), len(part))
-        data += part
-    header = struct.pack('>I4sI4s4s4s', offset + len(data), bytes(4), 0x02100000, b'mntr', b'GRAY', b'XYZ ')
-    header += bytes(12) + b'acsp' + bytes(28) + struct.pack('>3i', 63190, 65536, 54061)
-    return header.ljust(128, b'\0') + table + data
+# ---------------------------------------------------------------------------
+# Colour profiles
+# ---------------------------------------------------------------------------
 
-
-def to_srgb(linear):
-    """The curve of sRGB, IEC 61966-2-1."""
+def srgb(linear):
+    """IEC 61966-2-1: what light becomes."""
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
-@pytest.mark.parametrize('gamma', [1, 1.8, 2.6])
-@pytest.mark.parametrize('deep', [False, True])
-@pytest.mark.parametrize('alpha', [False, True])
-def test_grey_of_a_colour_profile_becomes_that_of_srgb(gamma, deep, alpha, tmp_path):
-    levels = np.arange(16, 256, dtype=np.uint8)[None].repeat(2, axis=0)
-    picture = Image.fromarray(levels.astype(np.uint16) * 257 if deep else levels)
-    if alpha and not deep:
-        picture = Image.merge('LA', [picture, Image.new('L', picture.size, 9)])
-    picture.save(tmp_path / 'a.png', icc_profile=grey_profile(gamma))
-    grey = read_picture(tmp_path / 'a.png').grey
-    assert 255 * grey == pytest.approx(255 * to_srgb((levels / 255) ** gamma), abs=1.5)
-    assert np.abs(255 * grey - levels).max() > 10  # so the profile matters
+def srgb_light(x):
+    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
 
 
-def test_colours_of_a_profile_become_those_of_srgb(tmp_path):
-    lab = ImageCms.ImageCmsProfile(ImageCms.createProfile('LAB'))
-    wide = Image.fromarray(RGB).convert('RGB')
-    to_lab = ImageCms.profileToProfile(wide, ImageCms.createProfile('sRGB'), lab, outputMode='LAB')
-    to_lab.save(tmp_path / 'lab.tif')
-    expected = ImageCms.profileToProfile(to_lab, lab, ImageCms.createProfile('sRGB'), outputMode='RGB')
-    assert read_picture(tmp_path / 'lab.tif').grey * 255 == pytest.approx(np.asarray(expected).mean(axis=2))
-
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
-    for profile in (srgb, b'broken', grey_profile(1.8), srgb[:200], b''):  # its own, or of no use to it
-        Image.fromarray(RGB).save(tmp_path / 'a.png', icc_profile=profile)
-        assert read_picture(tmp_path / 'a.png').grey * 255 == pytest.approx(GREY, abs=1e-4)
+def light(lightness):
+    """CIE 1976: the light of L* in [0, 1]."""
+    return np.where(lightness <= 0.08, lightness / 9.033, ((lightness + 0.16) / 1.16) ** 3)
 
 
-def rational(tag, number, denominator):
-    """A big-endian EXIF block: upside down, and a rational that may be nonsense."""
-    entries = struct.pack('>HHIHH', 0x0112, 3, 1, 3, 0) + struct.pack('>HHII', tag, 5, 1, 38)
-    return (b'Exif\0\0MM\0*' + struct.pack('>IH', 8, 2) + entries + bytes(4)
-            + struct.pack('>II', number, denominator))
+def profile(space, pcs, **tags):
+    """An ICC profile, version 2, by hand."""
+    def number(x):
+        return struct.pack('>i', round(x * 65536))
+    white = b''.join(map(number, (0.9642, 1, 0.8249)))
+    tags = {'desc': b'desc\0\0\0\0' + struct.pack('>I', 5) + b'test\0' + bytes(78),
+            'wtpt': b'XYZ \0\0\0\0' + white} | tags
+    table, data = struct.pack('>I', len(tags)), b''
+    for name, content in tags.items():
+        table += name.encode() + struct.pack('>2I', 132 + 12 * len(tags) + len(data), len(content))
+        data += content + bytes(-len(content) % 4)
+    kind = b'prtr' if space == 'CMYK' else b'mntr'
+    header = struct.pack('>I4sI4s4s4s', 132 + len(table) - 4 + len(data), b'lcms', 0x02100000, kind,
+                         space.encode(), pcs.encode())
+    header += struct.pack('>6H', 2026, 1, 1, 0, 0, 0) + b'acsp' + bytes(28) + white
+    return header.ljust(128, b'\0') + table + data
 
 
-@pytest.mark.parametrize('exif, turned', [
-    (rational(282, 1, 0), True), (rational(33434, 2**32 - 1, 0), True),
-    (b'Exif\0\0MM\0*\0\0\0\7broken', False),
-    (b'Exif\0\0', False), (b'Exif\0\0MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x63\0\0\0\0\0\0', False)],
-    ids=['resolution of 1/0', 'exposure of nonsense', 'broken', 'empty', 'orientation 99'])
-def test_only_the_orientation_of_exif_matters(exif, turned, tmp_path):
-    smooth = Image.fromarray(np.arange(0, 240, 4, dtype=np.uint8)[:, None].repeat(40, axis=1))
-    smooth.save(tmp_path / 'a.jpg', exif=exif, quality=95)
-    grey = read_picture(tmp_path / 'a.jpg').grey * 255
-    plain = np.asarray(smooth)[::-1] if turned else np.asarray(smooth)
-    assert np.abs(grey - plain).max() < 4
+def curve(function):
+    points = np.round(65535 * function(np.linspace(0, 1, 1024))).astype('>u2')
+    return b'curv\0\0\0\0' + struct.pack('>I', len(points)) + points.tobytes()
 
 
-@pytest.mark.parametrize('turn', range(1, 9))
-def test_picture_is_upright_as_pillow_has_it(turn, tmp_path):
-    from PIL import ImageOps
-
-    exif = Image.Exif()
-    exif[0x0112] = turn
-    Image.fromarray(np.dstack([RGB, ALPHA])).save(tmp_path / 'a.png', exif=exif, dpi=(300, 150))
-    with Image.open(tmp_path / 'a.png') as image:
-        expected = np.asarray(ImageOps.exif_transpose(image))
-    grey, alpha, dpi, _ = read_picture(tmp_path / 'a.png')
-    assert grey * 255 == pytest.approx(expected[..., :3].mean(axis=2), abs=1e-4)
-    assert np.array_equal(alpha, expected[..., 3])
-    assert dpi == pytest.approx((300, 150) if turn < 5 else (150, 300), abs=0.1)
+def rgb_profile(function):
+    """The primaries of sRGB with some curve."""
+    primaries = {'r': (0.4361, 0.2225, 0.0139), 'g': (0.3851, 0.7169, 0.0971), 'b': (0.1431, 0.0606, 0.7142)}
+    return profile('RGB ', 'XYZ ', **{f'{c}TRC': curve(function) for c in 'rgb'}, **{
+        f'{c}XYZ': b'XYZ \0\0\0\0' + struct.pack('>3i', *(round(65536 * x) for x in xyz))
+        for c, xyz in primaries.items()})
 
 
-@pytest.mark.parametrize('chunk', [b'zTXt', b'iTXt', b'tEXt'])
-def test_long_text_in_a_picture_is_no_reason_to_refuse_it(chunk, tmp_path):
-    text = b'k\0' + {b'zTXt': b'\0', b'iTXt': b'\1\0\0\0', b'tEXt': b''}[chunk]
-    text += (b'x' * 3_000_000 if chunk == b'tEXt' else zlib.compress(b'x' * 3_000_000))
-    out = io.BytesIO()
-    Image.fromarray(RGB).save(out, 'PNG')
-    png = out.getvalue()
-    piece = struct.pack('>I', len(text)) + chunk + text + struct.pack('>I', zlib.crc32(chunk + text))
-    for where in (33, len(png) - 12):  # before the pixels, and after them
-        (tmp_path / 'a.png').write_bytes(png[:where] + piece + png[where:])
-        assert read_picture(tmp_path / 'a.png').grey * 255 == pytest.approx(GREY, abs=1e-4)
-    assert PngImagePlugin.MAX_TEXT_CHUNK > 2**20  # as Pillow has it, such a text is refused
+def black_ink():
+    """CMYK whose lightness is 1 - K, whatever the other inks: a table with two points a side."""
+    even, k = np.arange(256, dtype=np.uint8).tobytes(), [(255, 128, 128), (0, 128, 128)]
+    identity = b''.join(struct.pack('>i', x) for x in (65536, 0, 0, 0, 65536, 0, 0, 0, 65536))
+    return profile('CMYK', 'Lab ', A2B0=b'mft1\0\0\0\0' + bytes((4, 3, 2, 0)) + identity + 4 * even
+                   + 8 * bytes(k[0] + k[1]) + 3 * even)
 
 
-@pytest.mark.parametrize('name, content', [
-    ('a.dng', tiff(RAMP >> 8, 8, t50706=1)), ('a.tif', tiff(RAMP >> 8, 8, t50706=1)),
-    ('a.tiff', tiff(RAMP >> 8, 8, t254=1)), ('b.NEF', tiff(RAMP >> 8, 8)), ('c.raf', b'FUJIFILMCCD-RAW'),
-    ('d.bin', tiff(RAMP >> 8, 8)[:4] + struct.pack('>I', 16) + b'CR\2\0' + bytes(4)
-     + tiff(RAMP >> 8, 8, t273=9)[8:])])
-def test_raw_file_of_a_camera_is_refused(name, content, tmp_path):
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match='save it as JPEG or PNG'):
-        read_picture(tmp_path / name)
+LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16)
+X = LEVELS / 255
+LINEAR = rgb_profile(lambda x: x)
+CURVES = {'gamma 1': lambda x: x, 'gamma 1.8': lambda x: x**1.8, 'gamma 3': lambda x: x**3, 'L*': light}
 
 
-def test_words_for_what_cannot_be_coloured(run_script, tmp_path):
+@pytest.mark.parametrize('name', CURVES)
+@pytest.mark.parametrize('kind', ['L', 'LA', '16', 'LA16', 'jpeg'])
+def test_grey_profile_is_converted_to_srgb(kind, name, tmp_path):
+    icc, expected = profile('GRAY', 'XYZ ', kTRC=curve(CURVES[name])), srgb(CURVES[name](X))
+    iccp = {'iCCP': b'x\0\0' + zlib.compress(icc)}
+    deep = LEVELS.astype(int) * 257
+    alpha = LEVELS[::-1] if 'LA' in kind else None
+    content = {'L': lambda: png(LEVELS, 8, **iccp),
+               'LA': lambda: png(np.dstack([LEVELS, alpha]), 8, 4, **iccp),
+               '16': lambda: png(deep, 16, **iccp),
+               'LA16': lambda: png(np.dstack([deep, alpha.astype(int) * 257]), 16, 4, **iccp),
+               'jpeg': lambda: saved(Image.fromarray(LEVELS.repeat(8, 0).repeat(8, 1)), 'JPEG', quality=100,
+                                     icc_profile=icc)}[kind]()
+    picture = read(tmp_path / 'x', content)
+    grey = picture.grey[4::8, 4::8] if kind == 'jpeg' else picture.grey
+    if kind == 'jpeg':
+        expected, grey = expected[X > 0.2], grey[X > 0.2]  # darker ones magnify the loss of JPEG
+    assert np.abs(grey - expected).max() * 255 < (1.5 if kind == 'jpeg' else 0.8)
+    assert np.array_equal(picture.alpha, alpha) if alpha is not None else picture.alpha is None
+
+
+def test_deep_grey_with_a_profile_keeps_more_than_256_levels(tmp_path):
+    icc = profile('GRAY', 'XYZ ', kTRC=curve(CURVES['gamma 1.8']))
+    picture = read(tmp_path / 'x', png(WIDE, 16, iCCP=b'x\0\0' + zlib.compress(icc)))
+    assert len(np.unique(picture.grey)) > 3000
+    assert np.abs(picture.grey - srgb((WIDE / 65535) ** 1.8)).max() * 255 < 1
+
+
+@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'P'])
+@pytest.mark.parametrize('gamma', [1, 1.4, 2.6])
+def test_colour_profile_is_converted_to_srgb(gamma, mode, tmp_path):
+    image = Image.fromarray(np.dstack([RGB, ALPHA]) if mode == 'RGBA' else RGB)
+    image = image.quantize(32) if mode == 'P' else image
+    picture = read(tmp_path / 'x', saved(image, 'PNG', icc_profile=rgb_profile(lambda x: x**gamma)))
+    expected = srgb((np.asarray(image.convert('RGB')) / 255) ** gamma).mean(axis=2)
+    assert np.abs(picture.grey - expected).max() * 255 < 1
+    assert np.array_equal(picture.alpha, ALPHA) if mode == 'RGBA' else picture.alpha is None
+
+
+def test_ink_and_lab_are_converted_to_srgb(tmp_path):
+    ink = np.dstack([LEVELS * 0, LEVELS[::-1], LEVELS.T, LEVELS])
+    picture = read(tmp_path / 'x', saved(Image.fromarray(ink, 'CMYK'), 'TIFF', icc_profile=black_ink()))
+    assert np.abs(picture.grey - srgb(light(1 - X))).max() * 255 < 1.5
+    lab = np.dstack([LEVELS, LEVELS * 0, LEVELS * 0])  # the colours are signed
+    picture = read(tmp_path / 'x', saved(Image.fromarray(lab, 'LAB'), 'TIFF'))
+    assert np.abs(picture.grey - srgb(light(X))).max() * 255 < 1.5
+
+
+@pytest.mark.parametrize('icc', {
+    'none': b'', 'noise': b'noise' * 50, 'cut': LINEAR[:200], 'header': LINEAR[:128],
+    'other': black_ink(), 'sRGB': ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes(),
+    'grey sRGB': profile('GRAY', 'XYZ ', kTRC=curve(srgb_light)),
+    'near sRGB': rgb_profile(lambda x: srgb_light(x)**1.008)  # it would move some levels by one
+}.values())
+@pytest.mark.parametrize('mode', ['L', 'RGB'])
+def test_profile_that_is_broken_or_unsuitable_or_srgb_changes_nothing(icc, mode, tmp_path):
+    image = Image.fromarray(RGB if mode == 'RGB' else RGB[..., 0])
+    plain = np.asarray(image, float) if mode == 'L' else RGB.mean(axis=2)
+    picture = read(tmp_path / 'x', saved(image, 'PNG', icc_profile=icc))
+    assert picture.grey * 255 == pytest.approx(plain, abs=1e-4)
+
+
+def test_colour_profile_on_grey_is_ignored(tmp_path):
+    picture = read(tmp_path / 'x', saved(Image.fromarray(LEVELS), 'PNG', icc_profile=LINEAR))
+    assert picture.grey == pytest.approx(X, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------
+# EXIF, text, resolution, pages, camera raw files
+# ---------------------------------------------------------------------------
+
+def exif(orientation, *others):
+    """EXIF by hand: its orientation, and other entries, 12 bytes each."""
+    entries = [struct.pack('<HHIHH', 0x0112, 3, 1, orientation, 0), *others]
+    return (b'Exif\0\0II*\0' + struct.pack('<IH', 8, len(entries)) + b''.join(entries) + bytes(4)
+            + struct.pack('<4i', -1, 0, 3, -2))
+
+
+@pytest.mark.parametrize('other', {
+    'by zero': struct.pack('<HHII', 0x011a, 10, 1, 38), 'unsigned': struct.pack('<HHII', 0x011a, 5, 1, 38),
+    'negative': struct.pack('<HHII', 0x829a, 10, 1, 46), 'beyond': struct.pack('<HHII', 0x829a, 5, 1, 10**6),
+    'text': struct.pack('<HHI4s', 0x829a, 2, 4, b'abc'),
+    'wrong': struct.pack('<HHI4s', 0x0131, 3, 2, b'abcd'),
+    'pointer': struct.pack('<HHII', 0x8769, 4, 1, 10**6)}.values())
+@pytest.mark.parametrize('orientation, turn', [
+    (0, lambda x: x), (1, lambda x: x), (2, np.fliplr), (3, lambda x: np.rot90(x, 2)), (4, np.flipud),
+    (5, np.transpose), (6, lambda x: np.rot90(x, -1)), (7, lambda x: np.rot90(x, 2).T), (8, np.rot90),
+    (9, lambda x: x)])
+def test_of_exif_only_the_orientation_matters(orientation, turn, other, tmp_path):
+    picture = read(tmp_path / 'x', saved(Image.fromarray(RGB), 'PNG', exif=exif(orientation, other)))
+    assert picture.grey * 255 == pytest.approx(turn(GREY), abs=1e-4)
+
+
+def test_noise_for_exif_leaves_the_picture_upright(tmp_path):
+    for content in (b'Exif\0\0' + b'noise' * 9, exif(6)[:20], b'Exif\0\0II*\0\xff\xff\xff\xff'):
+        picture = read(tmp_path / 'x', saved(Image.fromarray(RGB), 'WEBP', lossless=True, exif=content))
+        assert picture.grey.shape[0] in GREY.shape
+
+
+@pytest.mark.parametrize('megabytes', [2, 20])
+@pytest.mark.parametrize('international', [False, True])
+def test_long_text_in_a_png_does_no_harm(megabytes, international, tmp_path):
+    text = PngImagePlugin.PngInfo()
+    (text.add_itxt if international else text.add_text)('Comment', 'x' * (megabytes << 20), zip=True)
+    picture = read(tmp_path / 'x', saved(Image.fromarray(RGB), 'PNG', pnginfo=text))
+    assert picture.grey * 255 == pytest.approx(GREY, abs=1e-4)
+
+
+def test_resolution_is_kept_in_the_result(run_script, tmp_path):
+    cases = [
+        ('PNG', {'dpi': (300, 300)}, (300, 300)), ('JPEG', {'dpi': (72, 144)}, (72, 144)),
+        ('TIFF', {'dpi': (600, 300)}, (600, 300)), ('BMP', {'dpi': (96, 96)}, (96, 96)),
+        ('PNG', {'dpi': (300, 150), 'exif': TURNED}, (150, 300)),
+        ('TIFF', {'dpi': (300, 150), 'exif': TURNED}, (150, 300)),
+        ('PNG', {}, None), ('TIFF', {}, None), ('WEBP', {}, None), ('JPEG', {'dpi': (1, 1)}, None)]
+    for i, (kind, options, _) in enumerate(cases):
+        Image.fromarray(RGB).save(tmp_path / f'{i}.x', kind, **options)
+    assert run_script('colourization.py', '--image', *(f'{i}.x' for i in range(len(cases)))).returncode == 0
+    for i, (kind, options, dpi) in enumerate(cases):
+        found = Image.open(tmp_path / f'outputs/{i}_colour.png').info.get('dpi')
+        assert found == (dpi and pytest.approx(dpi, abs=0.1)), (kind, options)
+
+
+@pytest.mark.parametrize('value', [
+    ('nan', 1), (0, 0), (-3, -3), (float('inf'), 72), (1e9, 1e9), 300, ('x', 'y')])
+def test_resolution_that_makes_no_sense_is_none(value, tmp_path, monkeypatch):
+    (tmp_path / 'a.png').write_bytes(png(LEVELS, 8))
+    opened = Image.open(tmp_path / 'a.png')
+    opened.info['dpi'] = value
+    monkeypatch.setattr(Image, 'open', lambda path: opened)
+    assert read_picture(tmp_path / 'a.png').dpi is None
+
+
+def test_of_several_pages_the_first_is_coloured_and_a_line_says_so(run_script, tmp_path):
+    pages = [Image.new('RGB', (8, 8), (value,) * 3) for value in (50, 100, 200)]
+    for name, kind in (('a.tif', 'TIFF'), ('g.tif', 'TIFF'), ('b.gif', 'GIF'), ('c.png', 'PNG'),
+                       ('d.webp', 'WEBP'), ('e.jpg', 'MPO')):
+        pages[0].save(tmp_path / name, kind, save_all=True, append_images=pages[1:],
+                      **{'compression': 'tiff_lzw'} if name == 'g.tif' else {})
+    pages[0].save(tmp_path / 'f.tif')
+    done = run_script('colourization.py', '--image', 'a.tif', 'b.gif', 'c.png', 'd.webp', 'e.jpg', 'f.tif',
+                      'g.tif')
+    assert done.returncode == 0 and len(done.stdout.splitlines()) == 7
+    assert done.stderr.splitlines() == [f'note: {name} has 3 pages or frames: the first is coloured'
+                                        for name in ('a.tif', 'b.gif', 'c.png', 'd.webp', 'g.tif')]
+    for name in 'abcdefg':
+        result = np.asarray(Image.open(tmp_path / f'outputs/{name}_colour.png'), float)
+        assert result.mean() == pytest.approx(50, abs=2)
+
+
+@pytest.mark.parametrize('name, content, raw', [
+    ('a.dng', tiff(LEVELS, 8, extra=[(50706, 1)]), True),
+    ('a.tif', tiff(LEVELS, 8, extra=[(50706, 1)]), True),
+    ('a.cr2', b'II*\0' + struct.pack('<I', 16) + b'CR\2\0' + bytes(4) + tiff(LEVELS, 8)[264:], True),
+    ('a', b'II*\0' + struct.pack('<I', 16) + b'CR\2\0' + bytes(4) + tiff(LEVELS, 8)[264:], True),
+    ('a', tiff(LEVELS, 8, extra=[(254, 1), (271, 0), (330, 0)]), True),
+    ('a.tif', tiff(LEVELS, 8, extra=[(254, 1), (330, 0)]), True), ('a.NEF', tiff(LEVELS, 8), True),
+    ('a.arw', tiff(LEVELS, 8, extra=[(271, 0), (330, 0)]), True),
+    ('a.tif', tiff(LEVELS, 8, extra=[(271, 0)]), False), ('a.tif', tiff(LEVELS, 8, extra=[(330, 0)]), False),
+    ('a.tif', tiff(LEVELS, 8, extra=[(254, 0), (271, 0)]), False),
+    ('a.tif', tiff(LEVELS, 8, extra=[(254, 2)]), False),
+    ('a.nef', saved(Image.fromarray(LEVELS), 'PNG'), False)])
+def test_raw_file_of_a_camera_is_refused(name, content, raw, tmp_path):
+    if raw:
+        with pytest.raises(InputError, match=f"{name}: it is a camera's raw file, .* and save it as JPEG"):
+            read(tmp_path / name, content)
+    else:
+        assert read(tmp_path / name, content).grey == pytest.approx(X, abs=1e-6)
+
+
+# ---------------------------------------------------------------------------
+# Names and messages
+# ---------------------------------------------------------------------------
+
+def test_slips_get_a_line_that_helps(run_script, tmp_path):
     (tmp_path / 'folder').mkdir()
-    (tmp_path / 'phone.heic').write_bytes(b'\0\0\0\x18ftypheic' + bytes(100))
-    (tmp_path / 'pointer.jpg').write_text('version https://git-lfs.github.com/spec/v1\noid sha256:0\n')
-    Image.new('L', (8, 8), 100).save(tmp_path / 'good[1].png')
-    names = ['*.jpg', 'folder', 'phone.heic', 'pointer.jpg', 'good[1].png']
-    done = run_script('colourization.py', '--image', *names)
-    assert done.returncode == 1 and done.stdout == 'Wrote outputs/good[1]_colour.png\n'
-    lines = done.stderr.splitlines()
-    for line, name, words in zip(lines, names, ('the shell replaces', 'name the pictures in it',
-                                                'save it as JPEG or PNG', 'git lfs pull')):
-        assert line.startswith(f'error: {name}: ') and words in line
-    assert len(lines) == 4
+    (tmp_path / 'lfs.jpg').write_bytes(b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n')
+    (tmp_path / 'page.jpg').write_bytes(b'<!DOCTYPE html><html></html>')
+    (tmp_path / 'iphone.heic').write_bytes(b'\0\0\0\x24ftypheic\0\0\0\0mif1heic' + bytes(99))
+    Image.new('1', (13_400, 13_400)).save(tmp_path / 'large.png')
+    Image.new('L', (8, 8)).save(tmp_path / '[1].png')  # a name that looks like a pattern
+    names = ['folder', '*.jpg', 'a?.png', 'x[1].png', 'none.jpg', 'lfs.jpg', 'page.jpg', 'iphone.heic',
+             'large.png']
+    done = run_script('colourization.py', '--image', *names, '[1].png')
+    assert done.returncode == 1 and done.stdout == 'Wrote outputs/[1]_colour.png\n'
+    words = ['it is a folder', *['check the folder and leave out quotes'] * 3, 'No such file', 'Git LFS',
+             'web page', 'save it as JPEG or PNG', 'more than 178 megapixels: make it smaller']
+    for line, name, word in zip(done.stderr.splitlines(), names, words, strict=True):
+        assert line.startswith(f'error: {name}: ') and word in line
 
 
-def test_first_of_several_pages_is_coloured_and_a_line_says_so(run_script, tmp_path):
-    pages = [Image.new('L', (8, 8), value) for value in (50, 120, 200)]
-    for name in ('scan.tif', 'moving.gif', 'moving.webp'):
-        pages[0].save(tmp_path / name, save_all=True, append_images=pages[1:])
-    pages[0].save(tmp_path / 'phone.jpg', 'MPO', save_all=True, append_images=pages[1:])
-    done = run_script('colourization.py', '--image', 'scan.tif', 'moving.gif', 'moving.webp', 'phone.jpg')
-    assert done.returncode == 0 and done.stderr.splitlines() == [
-        f'note: {name} has 3 pages or frames: the first is coloured'
-        for name in ('scan.tif', 'moving.gif', 'moving.webp')]
-    for name in ('scan', 'moving', 'moving_2', 'phone'):
-        result = np.asarray(Image.open(tmp_path / f'outputs/{name}_colour.png'))
-        assert result.mean() == pytest.approx(50, abs=3)
+@pytest.mark.parametrize('one, other', [
+    ('X', 'x'), ('ä', unicodedata.normalize('NFD', 'ä')), ('Ä', unicodedata.normalize('NFD', 'ä'))])
+def test_names_that_some_file_systems_hold_for_one_get_two_results(one, other, run_script, tmp_path):
+    for name, value in ((one, 50), (other, 200)):
+        Image.new('L', (8, 8), value).save(tmp_path / f'{name}.png')
+    if len(list(tmp_path.iterdir())) == 1:
+        pytest.skip('this file system is one of them')
+    done = run_script('colourization.py', '--image', f'{one}.png', f'{other}.png')
+    assert done.returncode == 0, done.stderr
+    assert sorted(p.name for p in (tmp_path / 'outputs').iterdir()) == sorted(
+        [f'{one}_colour.png', f'{other}_2_colour.png'])
 
 
-@pytest.mark.parametrize('first, second', [('X', 'x'), ('straße', 'STRASSE'), ('\u00e9', 'e\u0301')])
-def test_names_that_are_the_same_to_some_file_systems_get_results_of_their_own(first, second, run_script,
-                                                                              tmp_path):
-    for folder, name in (('a', first), ('b', second)):
-        (tmp_path / folder).mkdir()
-        Image.new('L', (8, 8), 100).save(tmp_path / folder / f'{name}.png')
-    done = run_script('colourization.py', '--image', f'a/{first}.png', f'b/{second}.png')
-    assert done.returncode == 0
-    assert {p.name for p in (tmp_path / 'outputs').iterdir()} == {f'{first}_colour.png',
-                                                                 f'{second}_2_colour.png'}
-
-
-def test_picture_is_not_replaced_by_a_result_under_another_of_its_names(run_script, tmp_path):
+def test_input_is_not_overwritten_under_another_name(run_script, tmp_path):
+    """A hard link has two names, as each file has where case does not count."""
     (tmp_path / 'outputs').mkdir()
-    Image.new('L', (8, 8), 100).save(tmp_path / 'other name.png')
-    (tmp_path / 'outputs/x_colour.png').hardlink_to(tmp_path / 'other name.png')
-    Image.new('L', (8, 8), 50).save(tmp_path / 'x.png')
-    done = run_script('colourization.py', '--image', 'x.png', 'other name.png')
-    assert done.returncode == 1 and 'x_colour.png is a picture to colour itself' in done.stderr
-    assert np.asarray(Image.open(tmp_path / 'other name.png')).mean() == 100
+    for name in 'ab':
+        Image.new('L', (8, 8), 99).save(tmp_path / f'{name}.png')
+    os.link(tmp_path / 'b.png', tmp_path / 'outputs/a_colour.png')
+    before = (tmp_path / 'b.png').read_bytes()
+    done = run_script('colourization.py', '--image', 'a.png', 'b.png')
+    assert done.returncode == 1 and done.stdout == 'Wrote outputs/b_colour.png\n'
+    assert 'a_colour.png is itself a picture to colour: choose another --outdir' in done.stderr
+    assert (tmp_path / 'outputs/a_colour.png').read_bytes() == (tmp_path / 'b.png').read_bytes() == before
 
 
-@pytest.mark.parametrize('dpi, kept', [((300, 150), (300, 150)), ((0, 0), None), (None, None)])
-def test_resolution_is_kept(dpi, kept, run_script, tmp_path):
-    Image.fromarray(RGB).save(tmp_path / 'a.jpg', **({'dpi': dpi} if dpi else {}))
-    assert run_script('colourization.py', '--image', 'a.jpg').returncode == 0
-    found = Image.open(tmp_path / 'outputs/a_colour.png').info.get('dpi')
-    assert found == (pytest.approx(kept, abs=0.1) if kept else None)
+# ---------------------------------------------------------------------------
+# Large pictures
+# ---------------------------------------------------------------------------
 
-
-def test_bands_make_no_difference(model, monkeypatch):
-    grey = np.random.default_rng(3).random((211, 130), dtype=np.float32)
-    whole = colourize(grey, model, COLOURS, size=32)
-    for pixels in (1, 1000, 211 * 130 - 1):
-        monkeypatch.setattr(colourization, 'BAND', pixels)
-        assert colourize(grey, model, COLOURS, size=32) == pytest.approx(whole, abs=1e-6)
+@pytest.mark.parametrize('shape', [(1, 999), (999, 1), (101, 60)])
+@pytest.mark.parametrize('band', [1, 1000, 10**9])
+def test_bands_are_the_picture_that_is_coloured_at_once(band, shape, model, monkeypatch):
+    monkeypatch.setattr(colourization, 'BAND', band)
+    grey = np.random.default_rng(3).random(shape, dtype=np.float32)
+    answer = []
+    hook = model.register_forward_hook(lambda module, inputs, output: answer.append(output))
+    rgb = colourize(grey, model, COLOURS, 0.38, size=32)
+    hook.remove()
+    tint = torch.from_numpy(scores_to_rgb(answer[0].detach(), COLOURS, 0.38))
+    tint = F.interpolate(tint - tint.mean(1, keepdim=True), shape, mode='bicubic')[0].double().numpy()
+    with np.errstate(divide='ignore'):
+        room = np.minimum((1 - grey) / tint.max(0), grey / -tint.min(0))
+    expected = grey[..., None] + np.moveaxis(tint * np.minimum(room, 1), 0, 2)
+    assert rgb == pytest.approx(expected.clip(0, 1), abs=2e-6)
 
 
 @pytest.mark.slow
-def test_picture_of_108_megapixels_takes_less_than_four_gigabytes(tmp_path):
-    code = ('import resource, subprocess, sys\n'
-            'subprocess.run([sys.executable, *sys.argv[1:]], check=True)\n'
-            'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
-    Image.fromarray(RGB).resize((12_000, 9_000)).save(tmp_path / 'a.jpg')
-    done = subprocess.run([sys.executable, '-c', code, ROOT / 'colourization.py', '--image', 'a.jpg'],
-                          cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == '', done.stderr
-    assert Image.open(tmp_path / 'outputs/a_colour.png').size == (12_000, 9_000)
-    assert int(done.stdout.split()[-1]) * 1024 < 4e9
+def test_108_megapixels_take_less_than_4_gb(tmp_path):
+    if os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') < 6e9:
+        pytest.skip('there is too little memory to try')
+    Image.fromarray(RGB).resize((12_000, 9000)).save(tmp_path / 'a.jpg')
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    subprocess.run([sys.executable, ROOT / 'colourization.py', '--image', 'a.jpg'], cwd=tmp_path, check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss  # kB: the largest child so far
+    assert before <= peak < 4e6
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert Image.open(tmp_path / 'outputs/a_colour.png').size == (12_000, 9000)

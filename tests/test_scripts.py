@@ -476,7 +476,8 @@ def test_without_network_one_line_says_what_to_do(start_script, tmp_path):
     ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl '
      '-c colour/colour_kmeans16_cat7.npy', 1, '16'),
     ('colourization -m CNN --valid --checkpoint colour/colour_kmeans16_cat7.npy', 1, 'not a checkpoint'),
-    ('colourization -m CNN -c missing.npy', 1, '--kmeans'),
+    ('colourization -m CNN -c missing.npy', 1, '--colours'),
+    ('colourization -m CNN --category 3', 1, '--kmeans 24 --category 3'),
     ('colourization -m CNN -c weights/cnn_k3_f32.pkl', 1, 'colours'),
     ('colourization -m CNN --checkpoint .', 1, 'folder'),
     ('colourization -m CNN --data missing.tar.gz', 1, 'missing.tar.gz'),

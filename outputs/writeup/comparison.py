@@ -51,11 +51,11 @@ def draw(pictures, rgb, outdir):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--data', default='data', help='where CIFAR-10 is (default: data)')
+    parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
     parser.add_argument('--outdir', type=Path, default=HERE / 'figures', help='where the picture goes')
     args = parser.parse_args()
     if args.data == 'sample':
-        raise InputError('the picture is of the horses of CIFAR-10: name them with --data')
+        raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
     rgb, grey = process(*load_cifar10(args.data)[1])
     pictures = ways(grey)
 

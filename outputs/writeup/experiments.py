@@ -126,7 +126,7 @@ def history(command, seed, data, threads):
                                '--data', data, '--outdir', folder], stdout=subprocess.DEVNULL,
                               env=os.environ | {'OMP_NUM_THREADS': str(threads)})
         if done.returncode:
-            raise InputError(f'this run failed: {command}')
+            raise InputError(f'this run failed, its error is above: {command}')
         path, = Path(folder).glob('history_*.csv')
         return read_table(path)
 
@@ -180,11 +180,11 @@ def page(runs):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--data', default='data', help='where CIFAR-10 is (default: data)')
+    parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time (default: 1)')
     args = parser.parse_args()
     if args.data == 'sample':
-        raise InputError('the page is about the horses of CIFAR-10: name them with --data')
+        raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
 
     runs = read_table(RUNS) if RUNS.exists() else []
     done = {(run['command'], int(run['seed'])) for run in runs}

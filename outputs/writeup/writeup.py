@@ -727,13 +727,13 @@ def typeset():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    parser.add_argument('--data', default='data', help='where CIFAR-10 is (default: data)')
+    parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
     parser.add_argument('--only', choices=['macros'],
                         help='do not measure: make the macros and the PDF from the result files')
     parser.add_argument('--no-pdf', action='store_true', help='do without LaTeX')
     args = parser.parse_args()
     if args.data == 'sample':
-        raise InputError('the write-up is about the horses of CIFAR-10: name them with --data')
+        raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
     if args.only is None:
         train_missing(args.data)
         measure(args.data)
