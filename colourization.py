@@ -48,7 +48,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
-    os.environ['GOMP_SPINCOUNT'] = '1000'  # torch's import reads it: threads that wait let others run
+    os.environ['GOMP_SPINCOUNT'] = '20000'  # torch's import reads it: threads that wait let others run
 
 import numpy as np
 import torch

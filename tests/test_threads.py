@@ -105,7 +105,7 @@ def test_resumed_run_has_as_many_threads_as_before(environment, threads, tmp_pat
 
 
 @pytest.mark.parametrize('script', ['colourization', 'colour_regression', 'activations'])
-@pytest.mark.parametrize('environment, expected', [({}, '1000'), ({'GOMP_SPINCOUNT': '5'}, '5'),
+@pytest.mark.parametrize('environment, expected', [({}, '20000'), ({'GOMP_SPINCOUNT': '5'}, '5'),
                                                    ({'OMP_WAIT_POLICY': 'active'}, 'None')])
 def test_threads_wait_as_the_environment_says_or_shortly(script, environment, expected, monkeypatch):
     """It has to be said before torch is imported."""
