@@ -267,23 +267,10 @@ def down(in_channels, out_channels, kernel):
                          nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
-class UpStage(nn.Sequential):
-    """Convolution, upsampling, batch norm, ReLU, in this order; computed in another that does the same.
-
-    Upsampling copies pixels, and batch norm and ReLU work on each by itself (mean and variance of copies are
-    those of the originals), so they come first here, on a quarter of the pixels. Of the running variance
-    only its factor n / (n - 1) differs, where n is the number of pixels.
-    """
-
-    def forward(self, x):
-        convolution, upsample, norm, relu = self
-        return upsample(relu(norm(convolution(x))))
-
-
 def up(in_channels, out_channels, kernel):
     """A stage that doubles height and width: convolution, 2x2 upsampling, batch norm, ReLU."""
-    return UpStage(MyConv2d(in_channels, out_channels, kernel), nn.Upsample(scale_factor=2),
-                   nn.BatchNorm2d(out_channels), nn.ReLU())
+    return nn.Sequential(MyConv2d(in_channels, out_channels, kernel), nn.Upsample(scale_factor=2),
+                         nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class CNN(nn.Module):
@@ -379,8 +366,6 @@ def architecture(model, size=32):
                            'receptive field': ' or '.join(map(str, sorted({sides.min(), sides.max()})))}
                     | {PARAMETERS[name]: p.numel() for name, p in layer.named_parameters()})
     for name, layer in model.named_modules():
-        if isinstance(layer, UpStage):  # in the order in which it is built
-            layer.forward = functools.partial(nn.Sequential.forward, layer)
         if not list(layer.children()):
             layer.register_forward_hook(functools.partial(note, name.split('.')[0]))
     model(torch.zeros(1, 1, size, size))
