@@ -195,8 +195,8 @@ def test_training_on_an_accelerator_gives_what_it_gives_on_the_cpu(command, call
     assert_alike(on_gpu, on_cpu)
 
 
-@pytest.mark.parametrize('steps', [5, 6])
-@pytest.mark.parametrize('resumed_with', ['--gpu', ''])
+@pytest.mark.parametrize('steps, resumed_with', [
+    (5, '--gpu'), (6, ''), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(5, ''), (6, '--gpu')])])
 def test_training_is_resumed_on_an_accelerator_and_from_one(steps, resumed_with, call):
     command = f'colourization {SMALL} -m UNet --prior 20 --augment zoom flip_lr --schedule onecycle'
     whole = call(f'{command} --gpu', 'whole')
@@ -228,7 +228,8 @@ def test_evaluation_on_an_accelerator_gives_what_it_gives_on_the_cpu(command, ca
 
 
 @pytest.mark.parametrize('make, settings', [
-    (CNN, {}), (UNet, {'augment': MOVES}), (DUNet, {'schedule': 'onecycle'}), (RegressionCNN, {})])
+    (UNet, {'augment': MOVES}), (DUNet, {'schedule': 'onecycle'}),
+    *(pytest.param(make, {}, marks=pytest.mark.slow) for make in (CNN, RegressionCNN))])
 def test_an_epoch_waits_as_often_with_more_steps(make, settings, tmp_path, monkeypatch):
     """Each wait of the CPU leaves the accelerator idle: an epoch may have some, a step none."""
     monkeypatch.setattr(colourization, 'draw_curves', lambda *_: None)

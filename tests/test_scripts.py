@@ -266,6 +266,7 @@ def test_activations_are_of_the_pictures_asked_for(call_script):
         assert len(panels) == 8 and panels[0][1] is grey and panels[-1][1] is rgb
 
 
+@pytest.mark.slow  # and test_colourization.py with small arrays
 def test_same_seed_gives_the_same_checkpoint(run_script, tmp_path):
     np.save(tmp_path / 'c.npy', [[0.2, 0.2, 0.2], [0.7, 0.7, 0.7]])
 
