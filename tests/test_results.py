@@ -60,6 +60,7 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert experiments.PAGE.read_text() == experiments.page(experiments.read_table(experiments.RUNS))
 
 
+@pytest.mark.slow
 def test_readme_has_the_table_of_the_comparison(cifar10, run_script, tmp_path):
     done = run_script('outputs/writeup/comparison.py', '--data', cifar10, '--outdir', tmp_path)
     assert done.returncode == 0, done.stderr

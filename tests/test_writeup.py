@@ -143,6 +143,7 @@ def test_gradient_energy_of_a_filter_is_its_squared_weights():
     assert energy[centre, centre] == pytest.approx((taps / taps.sum()).numpy())
 
 
+@pytest.mark.slow
 def test_numbers_are_measured_again(cifar10):
     """Those that cost little; another machine rounds otherwise."""
     horses = writeup.test_horses(cifar10)
