@@ -1195,6 +1195,9 @@ def busy_seconds():
     return ticks / os.sysconf('SC_CLK_TCK') - sum(os.times()[:4])
 
 
+START = time.monotonic(), busy_seconds()  # when the program began
+
+
 def choose_threads():
     """Have torch use as many threads as there were free cores since the program began; at least one.
 
@@ -1473,9 +1476,6 @@ def run(main):
             raise
         sys.exit('error: there is not enough memory: close other programs, or try a smaller --num_filters, '
                  '--image_size or --batch_size')
-
-
-START = time.monotonic(), busy_seconds()  # see `choose_threads`
 
 
 if __name__ == '__main__':

@@ -105,7 +105,7 @@ def load_cifar10(where=None):
         return load_sample()
     if where == '':
         raise InputError('--data names no folder: leave it out, or name one')
-    where = find(Path(__file__).with_name('data') if where is None else Path(where))
+    where = find_cifar10(Path(__file__).with_name('data') if where is None else Path(where))
     batches = read_folder(where) if where.is_dir() else read_archive(where)
     x = np.empty((len(BATCHES), PICTURES_A_BATCH, 3, 32, 32), np.uint8)
     y = np.empty((len(BATCHES), PICTURES_A_BATCH, 1), np.uint8)
@@ -125,7 +125,7 @@ def load_cifar10(where=None):
     return (x[:-1].reshape(-1, 3, 32, 32), y[:-1].reshape(-1, 1)), (x[-1], y[-1])
 
 
-def find(where):
+def find_cifar10(where):
     """The unpacked folder or the archive that a path leads to; InputError where there is none to be had."""
     if where.is_file():
         return where
@@ -153,13 +153,14 @@ def find(where):
     if folder:
         return folder  # reading it says what is missing
     if not is_default and not all(name.startswith('.') for name in names):
-        words = other(names) or f'no CIFAR-10: put {ARCHIVE} there, or name an empty folder to fetch it into'
+        words = instead_by_names(names) or (f'no CIFAR-10: put {ARCHIVE} there, or name an empty folder to '
+                                            'fetch it into')
         raise InputError(f'{where}: it holds {words}')
     fetch(where)
     return where / ARCHIVE
 
 
-def other(names):
+def instead_by_names(names):
     """What files of these names are instead of CIFAR-10 for Python, and what to do; '' if they don't tell."""
     names = [name.lower() for name in names]
     return next((words for words, patterns in OTHERS.items() for pattern in patterns
@@ -199,7 +200,7 @@ def read_archive(path):
                         yield name, archive.extractfile(member)
     except Exception as e:  # a broken archive can raise nearly anything
         error = e
-    if FOLDER not in names and (words := other(names)):
+    if FOLDER not in names and (words := instead_by_names(names)):
         raise InputError(f'{path}: this is {words}') from error
     if error:
         words = f'cannot be read ({one_line(error)[:200]})'

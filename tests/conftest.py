@@ -62,6 +62,29 @@ def obey_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def fails(done, status, *words):
+    """Whether a script ended with a status and one line of error that has the words."""
+    line, = done.stderr.splitlines()
+    return (done.returncode == status and line.startswith('error: ')
+            and all(word in line for word in words))
+
+
+def peak_memory(folder, script, *arguments):
+    """Bytes that a script takes at most; it has to end well and without a word on standard error.
+
+    A process starts with the memory of the one that starts it, so a small one does.
+    """
+    pytest.importorskip('resource', reason='measures memory on Unix only')
+    code = ('import resource, subprocess, sys\n'
+            'subprocess.run([sys.executable, *sys.argv[1:]], check=True)\n'
+            'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
+    done = subprocess.run([sys.executable, '-c', code, ROOT / script, *arguments], cwd=folder,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, in bytes
+    return int(done.stdout.split()[-1]) * unit
+
+
 @pytest.fixture
 def start_script(tmp_path):
     """Run a script of the project as a process in an empty folder; returns it when it has finished.

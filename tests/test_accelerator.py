@@ -196,7 +196,8 @@ def test_training_on_an_accelerator_gives_what_it_gives_on_the_cpu(command, call
 
 
 @pytest.mark.parametrize('steps, resumed_with', [
-    (5, '--gpu'), (6, ''), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(5, ''), (6, '--gpu')])])
+    (5, '--gpu'), (6, ''),
+    *(pytest.param(*pair, marks=pytest.mark.slow) for pair in [(5, ''), (6, '--gpu')])])
 def test_training_is_resumed_on_an_accelerator_and_from_one(steps, resumed_with, call):
     command = f'colourization {SMALL} -m UNet --prior 20 --augment zoom flip_lr --schedule onecycle'
     whole = call(f'{command} --gpu', 'whole')

@@ -21,7 +21,7 @@ import colourization
 import load_data
 from colour_regression import RegressionCNN
 from colourization import get_rgb_cat, run
-from conftest import ROOT, obey_ctrl_c
+from conftest import ROOT, fails, obey_ctrl_c, peak_memory
 from load_data import load_cifar10
 
 EPOCH_LINES = [r'Epoch \[{e}/2\], Loss: \d+\.\d{{4}}, Time \(s\): \d+',
@@ -416,13 +416,6 @@ def test_output_that_is_closed_makes_no_noise(tmp_path):
     assert (done.returncode, done.stderr) == (0, '')
 
 
-def fails(done, status, *words):
-    """Whether a script ended with a status and one line of error that has the words."""
-    line, = done.stderr.splitlines()
-    return (done.returncode == status and line.startswith('error: ')
-            and all(word in line for word in words))
-
-
 def test_without_network_one_line_says_what_to_do(start_script, tmp_path):
     nowhere = 'http://127.0.0.1:9'  # nothing listens there
     (tmp_path / 'data').mkdir()
@@ -579,13 +572,5 @@ ALL = '--category all --checkpoint'
     pytest.param(f'--valid {ALL} {ROOT}/weights/unet_prior_all_k3_f32.pkl', 635, marks=pytest.mark.slow),
     pytest.param(f'-e 1 -f 4 {ALL} all.pkl', 920, marks=pytest.mark.slow)])
 def test_memory_that_real_data_needs(flags, megabytes, cifar10, tmp_path):
-    pytest.importorskip('resource', reason='measures memory on Unix only')
-    code = ('import resource, subprocess, sys\n'
-            'subprocess.run([sys.executable, *sys.argv[1:]], check=True)\n'
-            'print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)')
-    done = subprocess.run(
-        [sys.executable, '-c', code, ROOT / 'colourization.py', '-m', 'UNet', *shlex.split(flags),
-         '--data', cifar10], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stderr == '', done.stderr
-    unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, in bytes
-    assert int(done.stdout.split()[-1]) * unit < megabytes * 1e6
+    peak = peak_memory(tmp_path, 'colourization.py', '-m', 'UNet', *shlex.split(flags), '--data', cifar10)
+    assert peak < megabytes * 1e6

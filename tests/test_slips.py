@@ -20,7 +20,7 @@ import torch
 import colourization
 import load_data
 from colourization import UNet, draw_rows, parse_args, report, run
-from conftest import ROOT, WRITEUP, training
+from conftest import ROOT, WRITEUP, fails, training
 from load_data import InputError, check_writable
 
 FLAGS = ['-m', 'CNN', '-f', 2, '-e', 2, '--data', 'sample', '--checkpoint', 'w.pkl']
@@ -41,12 +41,6 @@ def ends(patch, how, steps, look=lambda: None):
             yield batch
     for module in load_data, colourization:
         patch.setattr(module, 'batches', batches)
-
-
-def refused(done, status, *words):
-    """Whether a script ended with one line of error, which has the words."""
-    line, = done.stderr.splitlines()
-    return done.returncode == status and line.startswith('error: ') and all(word in line for word in words)
 
 
 # ---- A trained network ------------------------------------------------------------------------------------
@@ -89,7 +83,7 @@ def test_whoever_ends_a_training_finds_what_was_trained(how, run_script, monkeyp
 
     state, weights = ((tmp_path / name).read_bytes() for name in ('w.pkl.resume', 'w.pkl'))
     done = run_script('colourization.py', *FLAGS)
-    assert refused(done, 1, 'w.pkl.resume', '--resume', 'remove')
+    assert fails(done, 1, 'w.pkl.resume', '--resume', 'remove')
     assert state == (tmp_path / 'w.pkl.resume').read_bytes() and weights == (tmp_path / 'w.pkl').read_bytes()
     done = run_script('colourization.py', *FLAGS, '--resume')
     assert (done.returncode, done.stderr) == (0, '') and done.stdout.startswith('Epoch [2/2]')
@@ -113,7 +107,7 @@ def test_read_only_file_is_refused_before_training(name, run_script, monkeypatch
     (tmp_path / name).chmod(stat.S_IREAD)
     content = (tmp_path / name).read_bytes()
     done = run_script('colourization.py', *FLAGS)
-    assert refused(done, 1, f'{name} ', 'read-only')
+    assert fails(done, 1, f'{name} ', 'read-only')
     assert (tmp_path / name).read_bytes() == content
     with pytest.raises(InputError, match='read-only'):
         check_writable(tmp_path / name)
@@ -124,7 +118,7 @@ def test_long_name_of_a_checkpoint_is_written_or_refused_at_once(length, fits, r
     name = 'n' * (length - 4) + '.pkl'
     done = run_script('colourization.py', *FLAGS[:-1], name, '-e', 1)
     assert ('.partial' in done.stderr, (tmp_path / name[:255]).exists()) == (False, fits)
-    assert (done.returncode == 0) if fits else refused(done, 1, name, 'too long') and done.stdout == ''
+    assert (done.returncode == 0) if fits else fails(done, 1, name, 'too long') and done.stdout == ''
 
 
 # ---- An answer that means nothing -------------------------------------------------------------------------
@@ -204,7 +198,7 @@ def test_too_little_memory_is_told_in_a_line(main):
 @pytest.mark.parametrize('script', ['experiments.py', 'comparison.py', 'writeup.py'])
 def test_pages_about_horses_are_not_made_of_the_sample(script, run_script):
     done = run_script(WRITEUP / script, '--data', 'sample')
-    assert refused(done, 1, 'horses of CIFAR-10', '--data') and done.stdout == ''
+    assert fails(done, 1, 'horses of CIFAR-10', '--data') and done.stdout == ''
 
 
 # ---- Notebooks and other surroundings ---------------------------------------------------------------------
@@ -240,12 +234,12 @@ def test_what_the_end_of_a_run_needs_is_missed_at_its_beginning(command, run_scr
     for module in load_data, colourization:
         monkeypatch.setattr(module, 'load_cifar10', None)  # nothing is read before
     done = run_script(*shlex.split(command), '--data', 'sample')
-    assert refused(done, 1, 'matplotlib') and not list(tmp_path.rglob('*.*'))
+    assert fails(done, 1, 'matplotlib') and not list(tmp_path.rglob('*.*'))
 
 
 def test_picture_library_that_is_missing_is_named(run_script, monkeypatch):
     monkeypatch.setitem(sys.modules, 'PIL', None)
-    assert refused(run_script('colourization.py', '--image', 'a.jpg'), 1, 'PIL', 'pip install')
+    assert fails(run_script('colourization.py', '--image', 'a.jpg'), 1, 'PIL', 'pip install')
 
 
 class Text:
