@@ -113,7 +113,7 @@ def test_read_only_file_is_refused_before_training(name, run_script, monkeypatch
         check_writable(tmp_path / name)
 
 
-@pytest.mark.parametrize('length, fits', [(243, True), (248, True), (249, False), (256, False)])
+@pytest.mark.parametrize('length, fits', [(240, True), (243, True), (248, True), (249, False), (256, False)])
 def test_long_name_of_a_checkpoint_is_written_or_refused_at_once(length, fits, run_script, tmp_path):
     name = 'n' * (length - 4) + '.pkl'
     done = run_script('colourization.py', *FLAGS[:-1], name, '-e', 1)
