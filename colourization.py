@@ -267,10 +267,23 @@ def down(in_channels, out_channels, kernel):
                          nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
+class UpStage(nn.Sequential):
+    """The layers of `up`, which computes batch norm and ReLU before it upsamples.
+
+    Upsampling copies pixels: the same function, as copies have the mean and the biased variance of what they
+    copy, for a quarter of the work. Only the running variance, unbiased, is larger: by n / (n - 1) of the
+    fewer pixels instead of the more.
+    """
+
+    def forward(self, x):
+        convolution, upsample, norm, relu = self
+        return upsample(relu(norm(convolution(x))))
+
+
 def up(in_channels, out_channels, kernel):
     """A stage that doubles height and width: convolution, 2x2 upsampling, batch norm, ReLU."""
-    return nn.Sequential(MyConv2d(in_channels, out_channels, kernel), nn.Upsample(scale_factor=2),
-                         nn.BatchNorm2d(out_channels), nn.ReLU())
+    return UpStage(MyConv2d(in_channels, out_channels, kernel), nn.Upsample(scale_factor=2),
+                   nn.BatchNorm2d(out_channels), nn.ReLU())
 
 
 class CNN(nn.Module):
@@ -366,6 +379,8 @@ def architecture(model, size=32):
                            'receptive field': ' or '.join(map(str, sorted({sides.min(), sides.max()})))}
                     | {PARAMETERS[name]: p.numel() for name, p in layer.named_parameters()})
     for name, layer in model.named_modules():
+        if isinstance(layer, UpStage):  # here the layers run in the order in which they stand
+            layer.forward = functools.partial(nn.Sequential.forward, layer)
         if not list(layer.children()):
             layer.register_forward_hook(functools.partial(note, name.split('.')[0]))
     model(torch.zeros(1, 1, size, size))

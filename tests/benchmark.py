@@ -55,8 +55,9 @@ SHORT = '--schedule onecycle -l 0.06 -b 8 -e 1'.split()  # to the accuracy of th
 
 
 def reference_network(make):
-    """The same network from torch's own convolutions."""
+    """The same network from torch's own convolutions, its layers in the order in which they stand."""
     model = make(3, 32, len(COLOURS))
+    model.upconv1, model.upconv2 = nn.Sequential(*model.upconv1), nn.Sequential(*model.upconv2)
     for parent in list(model.modules()):
         for name, layer in list(parent.named_children()):
             if isinstance(layer, MyConv2d):

@@ -1,5 +1,6 @@
 """The convolutions and the networks, against torch's own layers and against impulses."""
 
+import copy
 import math
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 from colour_regression import RegressionCNN
 from colourization import (CNN, DUNet, DilatedUNet, MyConv2d, MyDilatedConv2d, UNet, add_prior,
-                           architecture, summary_table)
+                           architecture, summary_table, up)
 
 
 def gradients(function, *tensors):
@@ -118,6 +119,21 @@ def test_dilated_convolution_refuses_even_kernels_and_negative_dilation(kernel, 
 # ---------------------------------------------------------------------------
 # Models
 # ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize('training', [True, False])
+def test_up_stage_equals_its_layers_in_the_order_in_which_they_stand(training):
+    ours = up(6, 5, 3).double().train(training)
+    reference = nn.Sequential(*copy.deepcopy(ours)).train(training)
+    x = torch.randn(3, 6, 8, 8, dtype=torch.float64)
+    results = [[*gradients(stage, x), *(p.grad for p in stage.parameters())] for stage in (ours, reference)]
+    assert results[0][0].shape == (3, 5, 16, 16)
+    assert_same(*results)
+    norm, other = ours[2], reference[2]
+    torch.testing.assert_close(norm.running_mean, other.running_mean)
+    n, start = 3 * 8 * 8, 0.9 * training  # pixels of a map; what is left of the initial variance
+    factor = n / (n - 1) / (4 * n / (4 * n - 1)) if training else 1
+    torch.testing.assert_close(norm.running_var - start, factor * (other.running_var - start))
+
 
 def stage(name, conv, norm, inputs, outputs):
     """Names and shapes of a stage with a convolution at place `conv`, a batch norm at `norm`."""
@@ -281,6 +297,8 @@ def test_summary_counts_every_parameter_and_shows_the_sizes_that_run_through(mak
     rows = architecture(model)
     assert sum(row.get(name, 0) for row in rows for name in ('weights', 'biases')) == sum(
         p.numel() for p in model.parameters())
+    for stage in (model.upconv1, model.upconv2):
+        stage.forward = nn.Sequential.forward.__get__(stage)  # in the order in which the layers stand
     shapes = []
     for module in model.modules():
         if not list(module.children()):
