@@ -208,7 +208,7 @@ def serve(connection, training, *about):
 
 @contextmanager
 def in_its_own_process(*training):
-    """A call makes an epoch of a training there, which shares memory and threads with no other, as for users."""
+    """Each call makes an epoch of a training there, which shares memory and threads with no other."""
     here, there = spawn.Pipe()
     process = spawn.Process(target=serve, args=(there, *training), daemon=True)
     process.start()
