@@ -196,7 +196,7 @@ def draw_pictures(panels, path, title, columns=1, width=10):
     """
     rows = [panels[i:i + columns] for i in range(0, len(panels), columns)]
     heights = [max(width / columns * p.shape[0] / p.shape[1] for _, p in row) + 0.3 for row in rows]
-    with figure_file(path, width, sum(heights) + 0.3, dpi=150) as figure:
+    with figure_file(path, width, sum(heights) + 0.3 * bool(title), dpi=150) as figure:
         grid = figure.add_gridspec(len(rows), columns, height_ratios=heights)
         for i, row in enumerate(rows):
             for j, (label, picture) in enumerate(row):
@@ -204,7 +204,8 @@ def draw_pictures(panels, path, title, columns=1, width=10):
                 axes.imshow(picture, cmap='gray', vmin=0, vmax=1, interpolation='nearest')
                 axes.set_title(label, fontsize=9)
                 axes.axis('off')
-        figure.suptitle(title, fontsize=11)
+        if title:
+            figure.suptitle(title, fontsize=11)
 
 
 def draw_rows(rows, path, title):
@@ -615,7 +616,7 @@ def draw_curves(history, path, title, marks={}):
     """Draw the metrics of a history of `train` into a PNG file (C.2); `marks` are words for some epochs."""
     epochs = [record['epoch'] for record in history]
     measures = [name.removeprefix('val_') for name in history[0] if name.startswith('val_')]
-    with figure_file(path, 5 * len(measures), 3.6, dpi=120) as figure:
+    with figure_file(path, 4.5 * len(measures), 3.4, dpi=130) as figure:
         for axes, measure in zip(np.ravel(figure.subplots(1, len(measures))), measures):
             for part, label, style in (('train', 'training, while it learns', '--'),
                                        ('val', 'validation, averaged weights', '-')):

@@ -22,14 +22,20 @@ def test_tables_of_part_f_are_those_of_its_runs():
         assert script == 'colourization.py' and parse_args(flags).hold_out == 500
 
 
-def test_a_table_has_means_spreads_and_gains_seed_by_seed():
+def test_a_table_has_means_spreads_and_gains_seed_by_seed_and_stars_what_is_hardly_chance():
+    """With three seeds the t-test has a closed form: p = 1 - t / sqrt(t^2 + 2)."""
     runs = [{'command': f'colourization.py -e {e}', 'seed': str(seed), 'val_loss': '2', 'train_loss': '1',
              'val_accuracy': str(accuracy)}
-            for e, accuracies in ((1, (.5, .52, .54)), (2, (.51, .53, .61)))
+            for e, accuracies in ((1, (.5, .52, .54)), (2, (.51, .53, .61)),  # t = 1.5, p = 0.27
+                                  (3, (.6, .62, .65)),  # t = 31, p = 0.001
+                                  (4, (.52, .55, .575)))  # t = 6.4, p = 0.023, but one of three comparisons
             for seed, accuracy in enumerate(accuracies)]
-    *_, first, second = experiments.table({'-e': 1}, {'one': {}, 'two': {'-e': 2}}, runs).splitlines()
+    rows = {'one': {}, 'two': {'-e': 2}, 'three': {'-e': 3}, 'four': {'-e': 4}}
+    *_, first, second, third, fourth = experiments.table({'-e': 1}, rows, range(3), runs).splitlines()
     assert first == '| one | 2.000 ± 0.000 | 52.0 ± 2.0 |  | 1.000 ± 0.000 |'
     assert second == '| two | 2.000 ± 0.000 | 55.0 ± 5.3 | +3.0 ± 3.5 | 1.000 ± 0.000 |'
+    assert third == '| three | 2.000 ± 0.000 | 62.3 ± 2.5 | +10.3 ± 0.6 * | 1.000 ± 0.000 |'
+    assert fourth == '| four | 2.000 ± 0.000 | 54.8 ± 2.8 | +2.8 ± 0.8 | 1.000 ± 0.000 |'
 
 
 @pytest.mark.slow
@@ -46,7 +52,8 @@ def test_experiment_is_its_command(start_script, tmp_path):
 def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(experiments, 'RUNS', tmp_path / 'results/runs.csv')
     monkeypatch.setattr(experiments, 'PAGE', tmp_path / 'results/page.md')
-    monkeypatch.setattr(experiments, 'TABLES', {'title': ({'-e': 1}, {'one': {}, 'two': {'-e': 2}}, 'text')})
+    monkeypatch.setattr(experiments, 'TABLES', {'title': (
+        {'-e': 1}, {'one': {}, 'two': {'-e': 2}}, range(3), 'text')})
     monkeypatch.setattr(experiments, 'train', lambda command, seed, data, threads: {
         'command': command, 'seed': str(seed), 'val_loss': '1', 'val_accuracy': '0.5', 'train_loss': '1'})
     monkeypatch.setattr(sys, 'argv', ['experiments.py'])
@@ -66,7 +73,7 @@ def test_readme_has_the_table_of_the_comparison(cifar10, run_script, tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'comparison.png').stat().st_size > 50_000
     rows = re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', done.stdout, re.MULTILINE)
-    assert len(rows) == 5
+    assert len(rows) == 6
     readme = (ROOT / 'README.md').read_text()
     for name, *numbers in rows:
         told = re.search(rf'^\| {re.escape(name)} \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', readme,

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,8 +45,8 @@ def prose():
 # What is defined by the handout, by the course, or by how something was measured.
 DEFINITIONS = {
     *'0 1 2 3 4 5 6 7 8 9'.split(), '16', '24', '25', '32', '64',  # sizes of filters, maps and networks
-    '1,000', '4,500', '500', '200', '50', '100', '255', '60',  # pictures, steps, and the pairs of colours
-    '10', '11', '22', '90', '95', '1976'}  # batches, epochs, percentiles, a standard
+    '1,000', '500', '200', '50', '100', '255', '60', '0.1',  # pictures, steps; distances of colours
+    '10', '11', '22', '37', '40', '0.001', '0.01', '0.03', '0.05', '90', '95'}  # settings; percentiles
 
 
 def test_no_measured_number_is_typed():
@@ -91,6 +92,7 @@ def test_runs_are_those_that_were_planned_and_are_not_repeated(tmp_path, monkeyp
 
     again = []
     monkeypatch.setattr(writeup, 'RUNS', tmp_path / 'runs.csv')
+    monkeypatch.setattr(writeup, 'ProcessPoolExecutor', lambda jobs, *_: ThreadPoolExecutor(jobs))
     monkeypatch.setattr(writeup, 'train_short', lambda name, seed, _: again.append((name, str(seed))) or {
         'run': name, 'seed': str(seed)})
     experiments.write_table([run for run in runs if run['run'] != 'DUNet'], writeup.RUNS)
@@ -115,32 +117,74 @@ def test_cielab_has_the_published_values(rgb, lab):
     assert writeup.rgb_to_lab(np.array(rgb) / 255) == pytest.approx(lab, abs=0.01)
 
 
-def test_pairs_of_colours_are_equally_far_apart_in_rgb():
-    assert np.linalg.norm(writeup.PAIRS[:, 0] - writeup.PAIRS[:, 1], axis=1) == pytest.approx(60 / 255)
+# Published: Sharma, Wu and Dalal (2005), table 1, its pairs 1 to 4, 7, 9, 17 to 20.
+@pytest.mark.parametrize('first, second, difference', [
+    ((50, 2.6772, -79.7751), (50, 0, -82.7485), 2.0425), ((50, 3.1571, -77.2803), (50, 0, -82.7485), 2.8615),
+    ((50, 2.8361, -74.02), (50, 0, -82.7485), 3.4412), ((50, -1.3802, -84.2814), (50, 0, -82.7485), 1),
+    ((50, 0, 0), (50, -1, 2), 2.3669), ((50, 2.49, -0.001), (50, -2.49, 0.0009), 7.1792),
+    ((50, 2.5, 0), (73, 25, -18), 27.1492), ((50, 2.5, 0), (61, -5, 29), 22.8977),
+    ((50, 2.5, 0), (56, -27, -3), 31.9030), ((50, 2.5, 0), (58, 24, 15), 19.4535)])
+def test_ciede2000_has_the_published_values(first, second, difference):
+    first, second = np.array(first, float), np.array(second, float)
+    assert writeup.ciede2000(first, second) == pytest.approx(difference, abs=1e-4)
+    assert writeup.ciede2000(second, first) == pytest.approx(difference, abs=1e-4)
 
 
-@pytest.mark.parametrize('stage, layer, own', [
-    ('upconv1', 'upconv1.0', 8), ('upconv2', 'upconv2.0', 4), ('finalconv', 'finalconv', 5)])
-def test_cut_skip_equals_weights_of_zero_and_can_be_mended(stage, layer, own):
+def test_moved_pixels_are_equally_far_apart_and_can_be_shown():
+    rgb = np.random.default_rng(1).random((2, 3, 8, 8))
+    pairs, outside = writeup.moved_pixels(rgb)
+    assert np.linalg.norm(pairs[:, 0] - pairs[:, 1], axis=1) == pytest.approx(60 / 255)
+    assert 0 <= pairs.min() and pairs.max() <= 1 and 0 < outside < 0.5
+    assert len(pairs) == round(100_000 * (1 - outside))
+
+
+def test_lone_pixels_differ_in_chroma_from_all_four_neighbours():
+    cats = torch.randint(24, (3, 7, 9), generator=torch.Generator().manual_seed(0))
+    chroma = writeup.COLOURS - writeup.COLOURS.mean(axis=1, keepdims=True)
+    lone = [all(np.linalg.norm(chroma[cats[n, i, j]] - chroma[cats[n, k, m]]) > 0.1
+                for k, m in ((i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)))
+            for n in range(3) for i in range(1, 6) for j in range(1, 8)]
+    assert 0 < sum(lone) and writeup.lone_pixels(cats) == pytest.approx(np.mean(lone))
+
+
+@pytest.mark.parametrize('what, layer, maps', [
+    ('upconv1', 'upconv1.0', slice(8, None)), ('upconv2', 'upconv2.0', slice(4, None)),
+    ('finalconv', 'finalconv', slice(5, None)), ('middle', 'upconv1.0', slice(8))])
+def test_cut_equals_weights_of_zero_and_can_be_mended(what, layer, maps):
     torch.manual_seed(0)
     model, x = UNet(3, 4, 5).eval(), torch.rand(2, 1, 32, 32)
     whole = model(x)
-    hook = writeup.cut_skip(model, stage)
-    cut = model(x)
+    hook = writeup.cut(model, what)
+    without = model(x)
     hook.remove()
-    assert torch.equal(model(x), whole) and not torch.allclose(cut, whole)
+    assert torch.equal(model(x), whole) and not torch.allclose(without, whole)
     with torch.no_grad():
-        model.get_submodule(layer).weight[:, own:] = 0
-    torch.testing.assert_close(model(x), cut)
+        model.get_submodule(layer).weight[:, maps] = 0
+    torch.testing.assert_close(model(x), without)
 
 
 def test_gradient_energy_of_a_filter_is_its_squared_weights():
     layer = MyConv2d(1, 1, 3)
-    energy = writeup.gradient_energy(layer, torch.rand(2, 1, 32, 32))
-    taps = layer.weight.detach()[0, 0].square()
-    centre = slice(writeup.REACH - 1, writeup.REACH + 2)
-    assert energy.sum() == pytest.approx(1)
-    assert energy[centre, centre] == pytest.approx((taps / taps.sum()).numpy())
+    for power in (1, 2):
+        energy = writeup.gradient_energy(layer, torch.rand(2, 1, 32, 32), power=power)
+        taps = layer.weight.detach()[0, 0].abs() ** power
+        centre = slice(writeup.REACH - 1, writeup.REACH + 2)
+        assert energy.sum() == pytest.approx(1)
+        assert energy[centre, centre] == pytest.approx((taps / taps.sum()).numpy())
+
+
+def test_expected_chroma_is_the_weighted_mean_of_the_colours_less_its_brightness():
+    scores = torch.randn(2, 24, 3, 3)
+    weights = np.exp(scores.numpy())
+    mean = np.einsum('nkhw, kc -> nchw', weights / weights.sum(axis=1, keepdims=True), writeup.COLOURS)
+    expected = mean - mean.mean(axis=1, keepdims=True)
+    assert writeup.expected_chroma(scores).numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_radius_holds_the_share_of_the_energy():
+    energy = np.zeros((2 * writeup.REACH + 1,) * 2)
+    energy[writeup.REACH, writeup.REACH], energy[writeup.REACH + 3, writeup.REACH - 4] = 0.6, 0.4
+    assert writeup.radius(energy, 0.5) == 0 and writeup.radius(energy, 0.9) == 5
 
 
 @pytest.mark.slow
@@ -148,7 +192,8 @@ def test_numbers_are_measured_again(cifar10):
     """Those that cost little; another machine rounds otherwise."""
     horses = writeup.test_horses(cifar10)
     committed = json.loads(writeup.MEASURED.read_text())
-    for section in (writeup.describe_regression, writeup.judge_networks, writeup.compare_edges):
+    for section in (writeup.describe_regression, writeup.judge_networks, writeup.compare_edges,
+                    writeup.cut_at_evaluation, writeup.compare_with_dilation):
         before = committed[section.__name__]
         for name, value in section(horses).items():
             if not name.startswith('Table'):

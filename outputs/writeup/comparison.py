@@ -17,8 +17,8 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from colourization import (ANNEALED, SHOWN, UNet, draw_rows, judge, load_model, process,  # noqa: E402
-                           psnr, put_grey_back, run, scores_to_rgb)
+from colourization import (ANNEALED, SHOWN, UNet, draw_pictures, judge, load_model, mosaic,  # noqa: E402
+                           process, psnr, put_grey_back, run, scores_to_rgb)
 from load_data import InputError, load_cifar10  # noqa: E402
 
 
@@ -35,7 +35,8 @@ def ways(grey):
     course, ours = 'unet_k3_f32.pkl', 'unet_prior_k3_f32.pkl'
     pictures = {'grey picture': np.repeat(grey, 3, axis=1),
                 'UNet, likeliest colours': colour(course, grey, 0),
-                'UNet with prior, likeliest colours': colour(ours, grey, 0)}
+                'UNet with prior, likeliest colours': colour(ours, grey, 0),
+                'UNet, mean, grey put back': put_grey_back(colour(course, grey, 1), grey)}
     for name, temperature in (('annealed mean', ANNEALED), ('mean', 1)):
         painted = colour(ours, grey, temperature)
         pictures[f'UNet with prior, {name}, grey put back'] = put_grey_back(painted, grey)
@@ -43,10 +44,10 @@ def ways(grey):
 
 
 def draw(pictures, rgb, outdir):
-    rows = {'truth': rgb} | pictures
-    del rows['UNet with prior, likeliest colours']
-    draw_rows([(name, pictures[:SHOWN]) for name, pictures in rows.items()],
-              outdir / 'comparison.png', "The same horses: the course's way, and beyond it")
+    rows = pictures | {'truth': rgb}
+    shown = 'grey picture', 'UNet, likeliest colours', 'UNet with prior, mean, grey put back', 'truth'
+    draw_pictures([(name, mosaic(rows[name][:SHOWN], SHOWN)) for name in shown],
+                  outdir / 'comparison.png', '', width=6.7)
 
 
 def main():

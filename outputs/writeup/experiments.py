@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from statistics import mean, stdev
 
+from scipy.stats import ttest_rel
+
 HERE = Path(__file__).resolve().parent
 RUNS, PAGE = HERE / 'results/experiments.csv', HERE / 'results/part_f.md'
 ROOT = HERE.parent.parent
@@ -46,21 +48,21 @@ TABLES = {
         '(b), (c) and (d)': {'--augment': f'flip_lr {SHIFTS}'},
         '(a), (b), (c) and (d)': {'--augment': f'flip_ud flip_lr {SHIFTS}'},
         '(b), (c), (d) and (e)': {'--augment': f'flip_lr {SHIFTS} classes', '-e': 1}}, MORE_SEEDS,
-        """Mirroring left to right (b) helps: horses look either way, so a mirrored one is as good a
-picture as the original. Shifting (c, d) helps as well: a convolution is indifferent to a shift,
-but the two poolings are not, since a shifted picture falls otherwise into their 2x2 blocks.
-Upside down (a) does not help: horses never stand so, and with the sky below and the grass above
-the network learns something that no validation picture asks for. The other classes (e) harm
-where the number of steps is the same: most of them go into the colours of ships and frogs, and
-so small a network is not yet short of pictures."""),
+        """In so short a training no augmentation is worth much: of (a) to (d), alone or together, none
+makes a difference that could not be chance. The other classes (e) harm where the number of steps is
+the same: most of them go into the colours of ships and frogs, and so small a network is not yet short
+of pictures."""),
     'F.1: augmentation, as many pictures as 22 epochs of horses': (MAIN | {'-e': 22}, {
         'none': {},
         '(e) classes': {'--augment': 'classes', '-e': 2},
         '(b), (c) and (d)': {'--augment': f'flip_lr {SHIFTS}'}}, MORE_SEEDS,
-        """The longer the training, the more augmentation is worth: without it, the training loss is now
-below the validation loss, so pictures are learned by heart; with (b), (c) and (d) they are not.
-This is the best combination, and the shipped weights were trained with it, for longer still. The
-other classes catch up, but do not reach the horses alone."""),
+        """The longer the training, the more augmentation is worth: without it, the training loss is now below
+the validation loss, so pictures are learned by heart; with (b), (c) and (d) they are not,
+and the accuracy gains. A mirrored horse is as good a picture as the original; and a convolution is
+indifferent to a shift, but the two poolings are not, since a shifted picture falls otherwise into
+their 2x2 blocks. The shipped weights were trained with these three, for longer still. The other
+classes catch up, but within as many pictures as 22 epochs of horses they do not reach the horses
+alone."""),
     'F.2: hyperparameters': (MAIN | {'-e': 6}, {
         'learning rate 0.03, batches of 16, 6 epochs, 32 filters of 3x3': {},
         'learning rate 0.001': {'-l': 0.001},
@@ -79,30 +81,32 @@ other classes catch up, but do not reach the horses alone."""),
         'filters of 5x5': {'-k': 5},
         'weight decay 0.01': {'--weight_decay': 0.01},
         'float32 throughout': {'--float32': ''}}, SEEDS,
-        """The learning rate is worth most: the course's 0.001 is far too small, and from 0.01 on there is
-little to choose. Batch size and epochs come next, which both decide how many steps are made:
-batches of 100 make too few. The one-cycle schedule is worth a point. More filters are worth less
-than more epochs. Filters of 1x1 see only what the poolings bring together; those of 5x5 have nearly
-three times the weights, and after as many steps they are behind. Weight decay and bfloat16 change
-nothing."""),
+        """Filters of 1x1, which see only what the poolings bring together, lose most. Next comes the learning
+rate: the course's 0.001 is far too small for so short a training, and from 0.01 on there is little
+to choose. The batch size matters through the number of steps: batches of 100 make too few, and with
+as many steps they reach the same accuracy (with a larger loss, as they have learned pictures by
+heart over their 38 epochs). More epochs are worth more than more filters. Filters of 5x5 have
+nearly three times the weights, and after as many steps they are behind. Of weight decay and float32
+no effect is seen."""),
     'Beyond the handout: a prior of the grey level': (MAIN | {'-e': 6}, {
         'no prior': {},
         '766 entries': {'--prior': 766},
         '128 entries': {'--prior': 128},
         '32 entries': {'--prior': 32}}, SEEDS,
         """The 24 colours differ in brightness more than in anything else, so a table that says what is
-probable at each grey level is worth more than all of the above. One entry for every sum of red,
-green and blue serves best."""),
+probable at each grey level is worth more than all of the above, in accuracy. One entry for every
+sum of red, green and blue serves best."""),
 }
 
 INTRODUCTION = """# Part F, answered by experiment
 
 Made by `python outputs/writeup/experiments.py`; every run is a line of `experiments.csv`. All networks are
-UNets, trained on 4,500 of the 5,000 training horses and validated on the other 500, with 24
-colours. Each number is the mean over three seeds ± its standard deviation; the gain in accuracy
-over the first row is in points, seed by seed. Losses are cross entropies; that of the training
-pictures is the last epoch's, of the weights while they learn. Where the training loss lies below
-the validation loss, the network has learned pictures by heart, and more or other pictures help.
+UNets, trained on 4,500 of the 5,000 training horses and validated on the other 500, with 24 colours. Each
+number is the mean over the seeds ± its standard deviation; the gain in accuracy over the first row is in
+points, between runs of the same seed. A star marks the gains where the p of a paired t-test, times the
+number of gains in the table (Bonferroni), is below 0.05: that covers the chance in training, not in the
+choice of the 500 pictures. Losses are cross entropies; that of the training pictures is the last epoch's,
+of the weights while they learn.
 """
 
 
@@ -158,25 +162,31 @@ def spread(values, form):
     return f'{mean(values):{form}} ± {stdev(values):{form.lstrip("+")}}'
 
 
-def table(first, rows, runs):
-    """A table in Markdown."""
+def table(first, rows, seeds, runs):
+    """A table in Markdown; a star marks the gains that chance alone hardly makes."""
     def column(changes, name):
         command = command_of(first | changes)
-        return [float(run[name]) for run in runs if run['command'] == command]
+        values = {int(run['seed']): float(run[name]) for run in runs if run['command'] == command}
+        return [values[seed] for seed in seeds]
 
     lines = ['| | loss | accuracy, % | gain | training loss |', '|---|---|---|---|---|']
+    reference = [100 * a for a in column({}, 'val_accuracy')]
     for label, changes in rows.items():
-        accuracy = [100 * a for a in column(changes, 'val_accuracy')]
-        gain = [a - 100 * b for a, b in zip(accuracy, column({}, 'val_accuracy'))]  # seed by seed
+        accuracy, gain = [100 * a for a in column(changes, 'val_accuracy')], ''
+        if changes:
+            chance = (len(rows) - 1) * ttest_rel(accuracy, reference).pvalue
+            gain = spread([a - b for a, b in zip(accuracy, reference)], '+.1f')
+            gain += ' *' if chance < 0.05 else ''
         lines.append(f'| {label} | {spread(column(changes, "val_loss"), ".3f")} '
-                     f'| {spread(accuracy, ".1f")} | {spread(gain, "+.1f") if changes else ""} '
+                     f'| {spread(accuracy, ".1f")} | {gain} '
                      f'| {spread(column(changes, "train_loss"), ".3f")} |')
     return '\n'.join(lines)
 
 
 def page(runs):
-    tables = (f'## {title}\n\nFirst row: `python {command_of(first)}`\n\n{table(first, rows, runs)}\n\n'
-              f'{text}\n' for title, (first, rows, text) in TABLES.items())
+    tables = (f'## {title}\n\nFirst row, over {len(seeds)} seeds: `python {command_of(first)}`\n\n'
+              f'{table(first, rows, seeds, runs)}\n\n{text}\n'
+              for title, (first, rows, seeds, text) in TABLES.items())
     return '\n'.join([INTRODUCTION, *tables])
 
 

@@ -13,12 +13,14 @@ into `figures/`.
 import argparse
 import hashlib
 import json
+import os
 import re
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,6 +28,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from scipy.stats import ttest_rel
 
 HERE = Path(__file__).resolve().parent
 ROOT, RESULTS, FIGURES = HERE.parent.parent, HERE / 'results', HERE / 'figures'
@@ -33,13 +36,14 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 
 import comparison  # noqa: E402
 import experiments  # noqa: E402
-from activations import activation_panels, record_activations  # noqa: E402
+from activations import record_activations  # noqa: E402
 from colour_regression import RegressionCNN, regression  # noqa: E402
 from colourization import (CNN, MODELS, STAGES, DUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
                            architecture, baselines, classification, colour_counts, draw_curves,
-                           draw_pictures, get_rgb_cat, judge, load_model, mosaic, process, psnr,
-                           put_grey_back, run, run_validation_step, scores_to_rgb, train)
-from experiments import SEEDS, read_table, write_table  # noqa: E402
+                           draw_pictures, get_cat_rgb, get_rgb_cat, grey_levels, judge, load_model,
+                           log_frequencies, mosaic, process, psnr, put_grey_back, run, run_validation_step,
+                           scores_to_rgb, train)
+from experiments import read_table, write_table  # noqa: E402
 from load_data import InputError, batches, hold_out, load_cifar10, load_colours, whole_file  # noqa: E402
 
 MEASURED, NUMBERS = RESULTS / 'writeup.json', RESULTS / 'numbers.tex'
@@ -55,13 +59,17 @@ TEX, PDF = HERE / 'a2-writeup.tex', HERE / 'a2-writeup.pdf'
 SKIPS = {'upconv1': 'rfconv', 'upconv2': 'upconv1', 'finalconv': 'upconv2'}
 COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
 
+SEEDS = range(9)
 SHORT = {'schedule': 'onecycle', 'learn_rate': 0.03, 'batch_size': 16}  # as in experiments.py
-PLANNED = {  # by name: the network, the skip connections that it does without, filters, epochs, enlargement
+PLANNED = {  # by name: the network, what is cut from it, filters, epochs, enlargement of the pictures
     'UNet': (UNet, (), 32, 3, 1),
     'UNet without upconv1': (UNet, ('upconv1',), 32, 3, 1),
     'UNet without upconv2': (UNet, ('upconv2',), 32, 3, 1),
     'UNet without finalconv': (UNet, ('finalconv',), 32, 3, 1),
     'UNet without all': (UNet, tuple(SKIPS), 32, 3, 1),
+    'UNet without middle': (UNet, ('middle',), 32, 3, 1),
+    'CNN': (CNN, (), 32, 3, 1),
+    'CNN, 37 filters': (CNN, (), 37, 3, 1),
     'DUNet': (DUNet, (), 32, 3, 1),
     'DUNet without all': (DUNet, tuple(SKIPS), 32, 3, 1),
     'UNet, 8 filters': (UNet, (), 8, 4, 1),
@@ -71,23 +79,23 @@ PLANNED = {  # by name: the network, the skip connections that it does without, 
 }
 
 
-def cut_skip(model, stage, replacement=0.0):
-    """Let a stage of a UNet see `replacement` where its skip connection brings the maps of another.
+def cut(model, what, replacement=0.0):
+    """Let a UNet see `replacement` where a skip connection, or the middle, brings the maps of another stage.
 
-    Args:
-        replacement: a number, or a tensor [C, 1, 1] with one for each map.
-
-    Returns:
-        The hook; its `remove()` mends the network.
+    `what` is the stage that the skip connection leads to, or 'middle' for the maps of rfconv in upconv1;
+    `replacement` is a number, or a tensor [C, 1, 1] with one for each map. The `remove()` of what is returned
+    mends the network.
     """
-    own = len(getattr(model, SKIPS[stage])[0].weight)
+    stage = 'upconv1' if what == 'middle' else what
+    first = len(getattr(model, SKIPS[stage])[0].weight)
+    maps = slice(first) if what == 'middle' else slice(first, None)
 
-    def cut(_, inputs):
+    def replace(_, inputs):
         x = inputs[0].clone()
-        x[:, own:] = replacement
+        x[:, maps] = replacement
         return x
 
-    return getattr(model, stage).register_forward_pre_hook(cut)
+    return getattr(model, stage).register_forward_pre_hook(replace)
 
 
 def training_pictures(data, enlargement=1):
@@ -107,8 +115,8 @@ def train_short(name, seed, data):
     make, cuts, num_filters, epochs, enlargement = PLANNED[name]
     torch.manual_seed(seed)
     model = make(3, num_filters, 24).to(memory_format=torch.channels_last)
-    for stage in cuts:
-        cut_skip(model, stage)
+    for what in cuts:
+        cut(model, what)
     with tempfile.TemporaryDirectory() as folder:
         history = train(model, classification, *training_pictures(data, enlargement),
                         about={'model': name, 'data': 'the horses of CIFAR-10'}, outdir=Path(folder),
@@ -116,18 +124,20 @@ def train_short(name, seed, data):
     return {'run': name, 'seed': str(seed)} | history[-1]
 
 
-def train_missing(data):
+def train_missing(data, jobs=1):
     """Train what the result files lack; each run is kept as soon as it is done."""
+    threads = max(1, os.cpu_count() // jobs)
     if not HISTORY.exists():
         command = 'colourization.py --model UNet -b 10 -e 25'
-        write_table(experiments.history(command, 0, data, torch.get_num_threads()), HISTORY)
+        write_table(experiments.history(command, 0, data, threads), HISTORY)
     runs = read_table(RUNS) if RUNS.exists() else []
     done = {(run['run'], int(run['seed'])) for run in runs}
-    for name in PLANNED:
-        for seed in SEEDS:
-            if (name, seed) not in done:
-                runs.append(train_short(name, seed, data))
-                write_table(runs, RUNS)
+    planned = [(name, seed) for name in PLANNED for seed in SEEDS]
+    with ProcessPoolExecutor(jobs, get_context('spawn'), torch.set_num_threads, (threads,)) as pool:
+        for finished in as_completed([pool.submit(train_short, *pair, data)
+                                      for pair in planned if pair not in done]):
+            runs.append(finished.result())
+            write_table(sorted(runs, key=lambda run: planned.index((run['run'], int(run['seed'])))), RUNS)
 
 
 # ---------------------------------------------------------------------------
@@ -142,9 +152,11 @@ SHIPPED = {'Regression': 'regression_cnn_k3_f32.pkl', 'CNN': 'cnn_k3_f32.pkl',
            'UNet': 'unet_k3_f32.pkl', 'DUNet': 'dunet_k3_f32.pkl'}
 PRIORS = {'CNN': 'cnn_prior_k3_f32.pkl', 'UNet': 'unet_prior_k3_f32.pkl',
           'DUNet': 'dunet_prior_k3_f32.pkl'}
-LABELS = {'Regression': 'RegressionCNN', 'Grey': 'grey picture', 'Truth': 'truth'}
+LABELS = {'Regression': 'RegressionCNN', 'Grey': 'grey picture', 'Table': 'table of grey levels',
+          'Floor': 'truth in 24 colours', 'Truth': 'truth'}
 LETTERS = {'downconv1': 'DownOne', 'downconv2': 'DownTwo', 'rfconv': 'Middle', 'upconv1': 'UpOne',
            'upconv2': 'UpTwo', 'finalconv': 'Final'}  # names of macros have letters only
+PAPER = 6.7  # the width of the text in inches: a font of 9 points comes out as such
 LOSS, SHARE, ERROR, COLOURFUL, DECIBEL, RATIO = '.4f', '.1%', '.5f', '.1f', '.2f', '.2f'
 
 
@@ -164,22 +176,25 @@ def test_horses(data):
 
     Returns:
         data: where CIFAR-10 is; rgb, grey: arrays [N, C, H, W]; x, cats: tensors, what the networks
-        see and should choose; networks, scores and pictures: by name; counts: `colour_counts` of the
-        training horses.
+        see and should choose; train_x, train_cats: those of the 5,000 training horses, and counts:
+        their `colour_counts`; networks, scores [N, K, H, W]: by name. 'Table' has scores too: those of
+        the colours at each grey level.
     """
     train_pictures, test_pictures = load_cifar10(data)
-    rgb, grey = process(*test_pictures)
+    (rgb, grey), (train_rgb, train_grey) = process(*test_pictures), process(*train_pictures)
+    cats, train_cats = (torch.from_numpy(get_rgb_cat(pictures, COLOURS)) for pictures in (rgb, train_rgb))
+    x, train_x = torch.from_numpy(grey), torch.from_numpy(train_grey)
     networks = {name: shipped_network(name)[0] for name in SHIPPED}
-    x = torch.from_numpy(grey)
-    train_rgb, train_grey = process(*train_pictures)
+    counts = colour_counts(train_x, train_cats, len(COLOURS))
     scores = {name: outputs(model, x) for name, model in networks.items()}
-    pictures = {name: s.clamp(0, 1).numpy() if name == 'Regression' else scores_to_rgb(s, COLOURS)
-                for name, s in scores.items()}
-    return SimpleNamespace(
-        data=data, rgb=rgb, grey=grey, x=x, cats=torch.from_numpy(get_rgb_cat(rgb, COLOURS)),
-        networks=networks, scores=scores, pictures=pictures,
-        counts=colour_counts(torch.from_numpy(train_grey),
-                             torch.from_numpy(get_rgb_cat(train_rgb, COLOURS)), len(COLOURS)))
+    scores['Table'] = log_frequencies(counts)[grey_levels(x[:, 0])].movedim(-1, 1)
+    return SimpleNamespace(data=data, rgb=rgb, grey=grey, x=x, cats=cats, train_x=train_x,
+                           train_cats=train_cats, counts=counts, networks=networks, scores=scores)
+
+
+def paint(scores, temperature=0):
+    """The pictures that scores of 24 colours, or a regression's three outputs, give."""
+    return scores_to_rgb(scores, None if scores.shape[1] == 3 else COLOURS, temperature)
 
 
 def checksums_of_weights():
@@ -187,9 +202,16 @@ def checksums_of_weights():
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def judge_one(pictures, truth):
-    measured, = judge({'': pictures}, truth).values()
-    return measured['mean_squared_error'], measured['colourfulness']
+def judge_one(pictures, h):
+    """Error, error with the grey of the input put back, and colourfulness: cells of a table."""
+    own, back = judge({'own': pictures, 'back': put_grey_back(pictures, h.grey)}, h.rgb).values()
+    return [[own['mean_squared_error'], ERROR], [back['mean_squared_error'], ERROR],
+            [own['colourfulness'], COLOURFUL]]
+
+
+def mean_and_error(values):
+    """The mean over pictures, and its standard error."""
+    return np.mean(values), np.std(values, ddof=1) / len(values) ** 0.5
 
 
 def save_figure(figure, name):
@@ -213,48 +235,58 @@ def describe_regression(_):
             table.append([f'\\texttt{{{row["stage"]}}}', filters, [row['inputs'], 'd'],
                           [row['filters'], 'd'], output, [row['weights'], ',d'], [row['biases'], 'd'],
                           row['receptive field'], ', '.join(then) or '---'])
-    weights, biases = (sum(row.get(name, 0) for row in rows) for name in ('weights', 'biases'))
-    norms = sum(row['weights'] + row['biases'] for row in rows if row['operation'] == 'batch norm')
-    return {'WeightsRegression': [weights, ',d'], 'BiasesRegression': [biases, 'd'],
-            'ParametersOfNorms': [norms, 'd'], 'TableLayers': table}
+    (weights, biases), (scales, shifts) = (
+        [sum(row.get(name, 0) for row in rows if (row['operation'] == 'batch norm') == norm)
+         for name in ('weights', 'biases')] for norm in (False, True))
+    table.append(['\\midrule sum', '', '', '', '', [weights, ',d'], [biases, 'd'], '', ''])
+    return {'Weights': [weights, ',d'], 'Biases': [biases, 'd'], 'Scales': [scales, 'd'],
+            'Shifts': [shifts, 'd'], 'AllWeights': [weights + scales, ',d'],
+            'AllBiases': [biases + shifts, 'd'], 'TableLayers': table}
 
 
 def judge_networks(h):
-    """A.2, B.2, C.3, G.2: errors and colourfulness, as the networks paint and with the grey put back."""
+    """A.2, A.4, B.2, C.3, G.2: what is painted, by likeliest and by mean colours; the grey-level table."""
     found, table = {}, []
-    grey = np.repeat(h.grey, 3, axis=1)
-    for name, pictures in ({'Grey': grey} | h.pictures | {'Truth': h.rgb}).items():
-        error, colourful = judge_one(pictures, h.rgb)
-        back, _ = judge_one(put_grey_back(pictures, h.grey), h.rgb)
-        found[f'Colourful{name}'] = [colourful, COLOURFUL]
-        cells = [''] * 6
-        if name in MODELS:
+    grey, floor = np.repeat(h.grey, 3, axis=1), get_cat_rgb(h.cats.numpy(), COLOURS)
+    pictures = {name: paint(scores) for name, scores in h.scores.items()}
+    for name in ('Grey', 'Table', *SHIPPED, 'Floor', 'Truth'):
+        painted = {'Grey': grey, 'Floor': floor, 'Truth': h.rgb}.get(name, pictures.get(name))
+        error, back, colourful = judge_one(painted, h)
+        found |= {f'Error{name}': error, f'ErrorBack{name}': back, f'Colourful{name}': colourful}
+        cells = {'Truth': ['', '', '', '', colourful], 'Grey': ['', '', error, '', colourful]}.get(
+            name, ['', '', error, back, colourful])
+        means = ['', '', '']
+        if name in (*MODELS, 'Table'):
             loss, accuracy = classification(h.scores[name], h.cats).values()
             cells[:2] = [loss.item(), LOSS], [accuracy.item(), SHARE]
+            means = judge_one(paint(h.scores[name], 1), h)
             found |= {f'Loss{name}': cells[0], f'Accuracy{name}': cells[1]}
-        if name != 'Truth':
-            brightness = np.square((pictures - h.rgb).mean(axis=1)).mean() / error
-            cells[2:5] = [error, ERROR], [psnr(error), DECIBEL], [brightness, '.0%']
-            found |= {f'Error{name}': cells[2], f'Brightness{name}': cells[4]}
-        if name in h.pictures:
-            cells[5] = found[f'ErrorBack{name}'] = [back, ERROR]
-        table.append([LABELS.get(name, name), *cells, found[f'Colourful{name}']])
+            found |= dict(zip((f'ErrorMean{name}', f'ErrorMeanBack{name}', f'ColourfulMean{name}'), means))
+        table.append([LABELS.get(name, name), *cells, *means])
+    wrong = pictures['Regression'] - h.rgb
+    brightness = np.square(wrong.mean(axis=1)).mean() / np.square(wrong).mean()
+    spread = h.rgb.mean(axis=1).var() / h.rgb.var(axis=(0, 2, 3)).mean()
     loss = regression(h.scores['Regression'], torch.from_numpy(h.rgb))['loss']
-    brightness = h.rgb.mean(axis=1).var() / h.rgb.var(axis=(0, 2, 3)).mean()
-    found |= {'LossRegression': [loss.item(), ERROR], 'BrightnessOfSpread': [brightness, '.0%']}
-    return found | {'TableNetworks': table}
+    right = {name: (h.scores[name].argmax(dim=1) == h.cats[:, 0]).float().mean(dim=(1, 2))
+             for name in ('Table', 'UNet')}
+    gain, error = mean_and_error(100 * (right['Table'] - right['UNet']).numpy())
+    table_alone = baselines(h.counts, h.x, h.cats)
+    return found | {'TableNetworks': table, 'LossRegression': [loss.item(), ERROR],
+                    'BrightnessRegression': [brightness, '.0%'], 'BrightnessOfSpread': [spread, '.0%'],
+                    'GainOfTable': [gain, '.1f'], 'GainOfTableError': [error, '.1f'],
+                    'AccuracyMostFrequent': [table_alone['most_frequent_colour'], SHARE]}
 
 
 def draw_networks(h):
     """All networks side by side: left as they are, right with the grey of the input."""
     shown = slice(7)
     panels = [('grey: what the networks see', h.grey[shown]), ('truth', h.rgb[shown])]
-    for name, pictures in h.pictures.items():
-        label = LABELS.get(name, name)
+    for name in SHIPPED:
+        label, pictures = LABELS.get(name, name), paint(h.scores[name])
         panels += [(label, pictures[shown]),
                    (f"{label}, with the input's grey", put_grey_back(pictures[shown], h.grey[shown]))]
     draw_pictures([(label, mosaic(pictures, 7)) for label, pictures in panels],
-                  FIGURES / 'networks.png', '', columns=2, width=12)
+                  FIGURES / 'networks.png', '', columns=2, width=PAPER)
 
 
 def rgb_to_lab(rgb):
@@ -269,59 +301,86 @@ def rgb_to_lab(rgb):
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)
 
 
-PAIRS = np.array([[[0, 255, 0], [60, 255, 0]], [[0, 180, 60], [60, 180, 60]],  # all 60 apart
-                  [[0, 0, 0], [0, 0, 60]], [[120, 80, 40], [120, 140, 40]]]) / 255
+def ciede2000(first, second):
+    """The difference of CIELAB colours [..., 3] as people judge it; about 2.3 can just be noticed.
+
+    Sharma, Wu and Dalal (2005), The CIEDE2000 color-difference formula.
+    """
+    (l1, a1, b1), (l2, a2, b2) = np.moveaxis(first, -1, 0), np.moveaxis(second, -1, 0)
+
+    def chroma_factor(chroma):
+        return np.sqrt(chroma**7 / (chroma**7 + 25.0**7))
+    stretch = 1.5 - chroma_factor((np.hypot(a1, b1) + np.hypot(a2, b2)) / 2) / 2
+    c1, c2 = np.hypot(stretch * a1, b1), np.hypot(stretch * a2, b2)
+    h1, h2 = (np.degrees(np.arctan2(b, stretch * a)) for a, b in ((a1, b1), (a2, b2)))
+    turn = (h2 - h1 + 180) % 360 - 180
+    lightness, chroma, hue = (l1 + l2) / 2, (c1 + c2) / 2, np.radians(h1 + turn / 2)
+    scale = (1 - 0.17 * np.cos(hue - np.pi / 6) + 0.24 * np.cos(2 * hue)
+             + 0.32 * np.cos(3 * hue + np.radians(6)) - 0.2 * np.cos(4 * hue - np.radians(63)))
+    of_l = (l2 - l1) / (1 + 0.015 * (lightness - 50)**2 / np.sqrt(20 + (lightness - 50)**2))
+    of_c = (c2 - c1) / (1 + 0.045 * chroma)
+    of_h = 2 * np.sqrt(c1 * c2) * np.sin(np.radians(turn / 2)) / (1 + 0.015 * chroma * scale)
+    blue = np.radians(60) * np.exp(-(((np.degrees(hue) % 360 - 275) / 25)**2))
+    return np.sqrt(of_l**2 + of_c**2 + of_h**2 - 2 * np.sin(blue) * chroma_factor(chroma) * of_c * of_h)
+
+
+APART = 60 / 255
+SHOWN_PAIRS = 5, 35, 65, 95  # percentiles
 HORSE_OR_GRASS = np.array([[150, 90, 55], [110, 150, 60]]) / 255
 
 
-def compare_distances(h):
-    """A.3: the CIELAB difference (CIE 1976) of colours that are equally far apart in RGB."""
-    different = np.linalg.norm(rgb_to_lab(PAIRS[:, 0]) - rgb_to_lab(PAIRS[:, 1]), axis=1)
+def moved_pixels(rgb):
+    """100,000 random pixels of pictures, each with a colour that is APART from it in a random direction.
+
+    Returns pairs of colours that can be shown, [P, 2, 3], and the share of those that cannot.
+    """
     random = np.random.default_rng(0)
-    pixels = np.moveaxis(h.rgb, 1, -1).reshape(-1, 3)
+    pixels = np.moveaxis(rgb, 1, -1).reshape(-1, 3)
     pixels = pixels[random.choice(len(pixels), 100_000)]
     steps = random.normal(size=pixels.shape)
-    moved = pixels + 60 / 255 * steps / np.linalg.norm(steps, axis=1, keepdims=True)
+    moved = pixels + APART * steps / np.linalg.norm(steps, axis=1, keepdims=True)
     inside = ((moved >= 0) & (moved <= 1)).all(axis=1)
-    far = np.linalg.norm(rgb_to_lab(pixels[inside]) - rgb_to_lab(moved[inside]), axis=1)
-    low, high = np.percentile(far, [5, 95])
+    return np.stack([pixels, moved], axis=1)[inside], 1 - inside.mean()
 
-    figure = Figure(figsize=(10, 2.5), layout='constrained')
-    grid = figure.add_gridspec(1, 5, width_ratios=[1, 1, 1, 1, 3.4])
-    for i, (pair, difference) in enumerate(zip(PAIRS, different)):
+
+def compare_distances(h):
+    """A.3: the differences to see of colours that are equally far apart in RGB."""
+    pairs, outside = moved_pixels(h.rgb)
+    seen = ciede2000(rgb_to_lab(pairs[:, 0]), rgb_to_lab(pairs[:, 1]))
+    chosen = seen.argsort()[[len(seen) * percentile // 100 for percentile in SHOWN_PAIRS]]
+
+    figure = Figure(figsize=(PAPER, 1.9), layout='constrained')
+    grid = figure.add_gridspec(1, 5, width_ratios=[1, 1, 1, 1, 3.6])
+    for i, place in enumerate(chosen):
         axes = figure.add_subplot(grid[i])
-        axes.imshow(pair[:, None], extent=(0, 1, 0, 1), interpolation='nearest')
-        axes.set(xticks=[], yticks=[], title=f'RGB: 60\nCIELAB: {difference:.0f}')
+        axes.imshow(pairs[place, :, None], extent=(0, 1, 0, 1), interpolation='nearest')
+        axes.set(xticks=[], yticks=[])
+        axes.set_title(f'{SHOWN_PAIRS[i]} %: {seen[place]:.0f}', fontsize=9)
     axes = figure.add_subplot(grid[4])
     draw_two_colours(axes)
     save_figure(figure, 'colours.png')
-    return {'LabSmallest': [different.min(), '.0f'], 'LabLargest': [different.max(), '.0f'],
-            'LabLow': [low, '.0f'], 'LabHigh': [high, '.0f']}
+    return {'SeenLow': [seen[chosen[0]], '.0f'], 'SeenHigh': [seen[chosen[-1]], '.0f'],
+            'SeenLeast': [seen.min(), '.1f'], 'OutsideGamut': [outside, '.0%']}
 
 
 def draw_two_colours(axes):
-    """A.4: expected squared error on the line between two colours that are equally probable."""
+    """A.4: expected error on the line between two colours that are equally probable."""
     first, second = HORSE_OR_GRASS
     places = np.linspace(0, 1, 101)
     line = first + places[:, None] * (second - first)
-    loss = (np.square(line - first).sum(axis=1) + np.square(line - second).sum(axis=1)) / 2
-    axes.imshow(line[None], extent=(0, 1, 0, 0.006), aspect='auto')
+    loss = (np.square(line - first).mean(axis=1) + np.square(line - second).mean(axis=1)) / 2
+    axes.imshow(line[None], extent=(0, 1, 0, 0.002), aspect='auto')
     axes.plot(places, loss, 'k')
     for i, label in ((0, 'brown'), (50, 'their mean'), (100, 'green')):
         axes.plot(places[i], loss[i], 'o', color=line[i], markersize=13, markeredgecolor='k')
-        axes.text(places[i], loss[i] + 0.004, label, ha='center')
-    axes.set(xlim=(-0.1, 1.1), ylim=(0, 0.052), xticks=[], ylabel='expected squared error',
-             xlabel='predicted colour')
+        axes.text(places[i], loss[i] + 0.002, label, ha='center')
+    axes.set(xlim=(-0.1, 1.1), ylim=(0, 0.018), xticks=[], ylabel='expected error', xlabel='predicted colour')
 
 
-def desaturate(h):
-    """A.4: the classifier's own probabilities, by the likeliest colour and by their mean."""
-    found = {}
-    for name, temperature in (('Likeliest', 0), ('Mean', 1)):
-        error, colourful = judge_one(scores_to_rgb(h.scores['CNN'], COLOURS, temperature), h.rgb)
-        found |= {f'Error{name}': [error, ERROR], f'Colourful{name}': [colourful, COLOURFUL]}
-    apart = np.square(HORSE_OR_GRASS[0] - HORSE_OR_GRASS[1]).sum()
-    return found | {'LossOfEither': [apart / 2, '.3f'], 'LossOfMean': [apart / 4, '.3f']}
+def choose_between_two(_):
+    """A.4: the expected errors in the figure."""
+    apart = np.square(HORSE_OR_GRASS[0] - HORSE_OR_GRASS[1]).mean()
+    return {'LossOfEither': [apart / 2, '.3f'], 'LossOfMean': [apart / 4, '.3f']}
 
 
 # ---------------------------------------------------------------------------
@@ -341,69 +400,61 @@ def brightness_edges(pictures):
     return np.stack([grey[:, 1:, :-1] - grey[:, :-1, :-1], grey[:, :-1, 1:] - grey[:, :-1, :-1]])
 
 
+def lone_pixels(cats):
+    """The share of inner pixels whose chroma is more than 0.1 from that of each of the four neighbours.
+
+    Takes colours [N, H, W]; chroma is a colour less its own brightness.
+    """
+    chroma = torch.from_numpy(COLOURS - COLOURS.mean(axis=1, keepdims=True))
+    apart = torch.cdist(chroma, chroma) > 0.1
+    neighbours = cats[:, :-2, 1:-1], cats[:, 2:, 1:-1], cats[:, 1:-1, :-2], cats[:, 1:-1, 2:]
+    lone = torch.stack([apart[cats[:, 1:-1, 1:-1], other] for other in neighbours]).all(dim=0)
+    return lone.float().mean().item()
+
+
 def compare_edges(h):
-    """C.3: how sharp the outputs are, where their edges are, and who is right at edges."""
+    """C.3: how sharp the outputs are, where their edges are, who is right there, and lone pixels."""
     found, table = {}, []
     true = brightness_edges(h.rgb)
     strength = np.hypot(*true)
     edge = strength > np.quantile(strength, 0.9)
-    for name in ('Regression', 'CNN', 'UNet', 'DUNet'):
-        edges = brightness_edges(h.pictures[name])
+    for name in (*SHIPPED, 'Floor'):
+        floor = get_cat_rgb(h.cats.numpy(), COLOURS)
+        edges = brightness_edges(floor if name == 'Floor' else paint(h.scores[name]))
         sharp = np.hypot(*edges).mean() / strength.mean()
         alike = np.corrcoef(edges.ravel(), true.ravel())[0, 1]
         found |= {f'Sharp{name}': [sharp, RATIO], f'Alike{name}': [alike, RATIO]}
-        cells = '', ''
+        cells = ['', '', '']
+        if name != 'Regression':
+            cats = h.cats[:, 0] if name == 'Floor' else h.scores[name].argmax(dim=1)
+            found[f'Lone{name}'] = cells[2] = [lone_pixels(cats), SHARE]
         if name in MODELS:
-            right = (h.scores[name].argmax(dim=1) == h.cats[:, 0]).numpy()[:, :-1, :-1]
-            cells = [right[edge].mean(), SHARE], [right[~edge].mean(), SHARE]
+            right = (cats == h.cats[:, 0]).numpy()[:, :-1, :-1]
+            cells[:2] = [right[edge].mean(), SHARE], [right[~edge].mean(), SHARE]
             found |= {f'AtEdges{name}': cells[0], f'OffEdges{name}': cells[1]}
         table.append([LABELS.get(name, name), found[f'Sharp{name}'], found[f'Alike{name}'], *cells])
     return found | {'TableEdges': table}
 
 
+CUTS = {**{LETTERS[stage]: (stage,) for stage in SKIPS}, 'All': tuple(SKIPS), 'Middle': ('middle',)}
+
+
 def cut_at_evaluation(h):
-    """C.3: the trained UNet, with the maps of a skip connection replaced by their means."""
+    """C.3: the trained UNet, with the maps of a skip connection or of the middle replaced by their means."""
     model = h.networks['UNet']
     _, maps = record_activations(model, h.x[:200])
-    brought = {'upconv1': maps['downconv2'], 'upconv2': maps['downconv1'], 'finalconv': h.x}
+    brought = {'upconv1': maps['downconv2'], 'upconv2': maps['downconv1'], 'finalconv': h.x,
+               'middle': maps['rfconv']}
     found = {}
-    for name, cuts in {**{LETTERS[stage]: [stage] for stage in SKIPS}, 'All': SKIPS}.items():
-        hooks = [cut_skip(model, stage, brought[stage].mean(dim=(0, 2, 3))[:, None, None])
-                 for stage in cuts]
-        metrics = run_validation_step(model, classification, h.x, h.cats)
+    for name, cuts in CUTS.items():
+        hooks = [cut(model, what, brought[what].mean(dim=(0, 2, 3))[:, None, None]) for what in cuts]
+        scores = outputs(model, h.x)
         for hook in hooks:
             hook.remove()
-        found[f'CutAccuracy{name}'] = [metrics['accuracy'], SHARE]
+        _, back, colourful = judge_one(paint(scores), h)
+        found |= {f'CutAccuracy{name}': [classification(scores, h.cats)['accuracy'].item(), SHARE],
+                  f'CutErrorBack{name}': back, f'CutColourful{name}': colourful}
     return found
-
-
-GRADIENT_STEPS = 100
-
-
-def follow_gradients(h):
-    """C.3: the gradient of the first filters in the course's training, with and without skips."""
-    grey, cats = (part[:16 * GRADIENT_STEPS] for part in training_pictures(h.data)[0])
-    norms = {}
-    for name, cuts in (('With', ()), ('Without', SKIPS)):
-        norms[name] = []
-        for seed in SEEDS:
-            torch.manual_seed(seed)
-            model = UNet(3, 32, 24)
-            for stage in cuts:
-                cut_skip(model, stage)
-            optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
-            seen = []
-            for x, y in batches((grey, cats), 16, torch.Generator().manual_seed(seed)):
-                optimizer.zero_grad()
-                classification(model(x), y)['loss'].backward()
-                optimizer.step()
-                seen.append(model.downconv1[0].weight.grad.norm().item())
-            norms[name].append(seen)
-    pairs = list(zip(norms['With'], norms['Without']))  # seed by seed
-    return {'GradientFirstWith': [[seen[0] for seen in norms['With']], '.3f'],
-            'GradientFirstWithout': [[seen[0] for seen in norms['Without']], '.3f'],
-            'GradientRatioFirst': [[a[0] / b[0] for a, b in pairs], '.1f'],
-            'GradientRatio': [[mean(a) / mean(b) for a, b in pairs], '.1f']}
 
 
 # ---------------------------------------------------------------------------
@@ -430,15 +481,13 @@ def measure_filters(_):
         table.append([name, [layer.weight.numel(), 'd'], [side_that_counts(layer), 'd']])
     found['TableFilters'] = table
 
-    table = []
+    found['TablePlaces'] = [['none', architecture(CNN(3, 32, 24))[-1]['receptive field']]]
     for stage in LETTERS:
         model = CNN(3, 32, 24)
         name = 'finalconv' if stage == 'finalconv' else f'{stage}.0'
         outputs, inputs, _, _ = model.get_submodule(name).weight.shape
         model.set_submodule(name, MyDilatedConv2d(inputs, outputs, 3, dilation=1))
-        table.append([f'\\texttt{{{stage}}}', architecture(model)[-1]['receptive field']])
-    table = [['none', architecture(CNN(3, 32, 24))[-1]['receptive field']]] + table
-    found['TablePlaces'] = [list(row) for row in zip(*table)]
+        found['TablePlaces'].append([f'\\texttt{{{stage}}}', architecture(model)[-1]['receptive field']])
     middle = next(row for row in architecture(UNet(3, 32, 24)) if row['stage'] == 'rfconv')
     found['WeightsMiddle'] = [middle['weights'], ',d']
     return found
@@ -447,48 +496,73 @@ def measure_filters(_):
 REACH = 21  # pixels around the output pixel; no network sees more
 
 
-def gradient_energy(model, grey):
-    """How much each input pixel around an output pixel matters: [43, 43], with the sum 1.
+def likeliest_score(scores):
+    return scores.amax(dim=1, keepdim=True)
 
-    The squared gradient of the likeliest colour's score, averaged over pictures and over the 4x4
-    places in the blocks of the poolings: Luo et al. (2016). The pictures [N, 1, 32, 32] are
-    continued by their mirror images, so that no output pixel is near to an edge.
+
+def expected_chroma(scores):
+    """The mean of the colours, less its own brightness: [N, 3, H, W]."""
+    expected = torch.einsum('nkhw, kc -> nchw', scores.softmax(dim=1), torch.from_numpy(COLOURS))
+    return expected - expected.mean(dim=1, keepdim=True)
+
+
+def gradient_energy(model, grey, quantity=likeliest_score, power=2):
+    """How much each input pixel around an output pixel matters to a quantity: [43, 43], with the sum 1.
+
+    The gradient to a power, averaged over pictures, over the channels of `quantity(scores)`, and over the
+    4x4 places in the blocks of the poolings: Luo et al. (2016). The pictures [N, 1, 32, 32] are continued by
+    their mirror images, so that no output pixel is near to an edge.
     """
     x = F.pad(grey, (16,) * 4, 'reflect').requires_grad_()
-    scores = model(x)
+    values = quantity(model(x))
     energy = torch.zeros(2 * REACH + 1, 2 * REACH + 1)
     for row in range(30, 34):
         for column in range(30, 34):
-            likeliest = scores[:, :, row, column].amax(dim=1).sum()
-            gradient, = torch.autograd.grad(likeliest, x, retain_graph=True)
-            energy += gradient[:, 0, row - REACH:row + REACH + 1, column - REACH:column + REACH + 1
-                               ].square().sum(dim=0)
+            for channel in range(values.shape[1]):
+                gradient, = torch.autograd.grad(values[:, channel, row, column].sum(), x, retain_graph=True)
+                around = gradient[:, 0, row - REACH:row + REACH + 1, column - REACH:column + REACH + 1]
+                energy += around.abs().pow(power).sum(dim=0)
     return (energy / energy.sum()).numpy()
 
 
-def measure_receptive_fields(h):
-    """D.2: theoretical and effective receptive fields of the trained networks."""
-    found, table = {}, []
-    figure = Figure(figsize=(9, 2.7), layout='constrained')
+def radius(energy, share):
+    """Of the circle around the output pixel that holds a share of the energy, in pixels."""
     span = np.arange(-REACH, REACH + 1)
-    distance = np.hypot(*np.meshgrid(span, span))
-    for axes, name in zip(figure.subplots(1, 3), MODELS):
-        energy = gradient_energy(h.networks[name], h.x[:50])
-        order = distance.ravel().argsort(kind='stable')
-        reached = energy.ravel()[order].cumsum()
-        half, most = distance.ravel()[order][np.searchsorted(reached, (0.5, 0.9))]
-        deviation = np.sqrt((energy * distance**2).sum())
+    distance = np.hypot(*np.meshgrid(span, span)).ravel()
+    order = distance.argsort(kind='stable')
+    return distance[order][np.searchsorted(energy.ravel()[order].cumsum(), share)]
+
+
+def measure_receptive_fields(h):
+    """D.2: theoretical and effective receptive fields of the trained networks, of score and of chroma."""
+    found, table = {}, []
+    figure = Figure(figsize=(PAPER, 4.4), layout='constrained')
+    panels = figure.subplots(2, 3, sharex=True, sharey=True)
+    for column, name in zip(panels.T, MODELS):
         theory = architecture(MODELS[name](3, 32, 24))[-1]['receptive field']
-        found[f'Radius{name}'] = [most, '.1f']
-        table.append([name, theory, [half, '.1f'], [most, '.1f'], [deviation, '.1f'],
-                      [energy[REACH, REACH], SHARE], [energy[distance > 4].sum(), SHARE]])
-        side = int(theory.split()[-1])
-        image = axes.imshow(np.log10(energy + 1e-12), extent=(-REACH - .5, REACH + .5) * 2,
-                            vmin=-6, vmax=-1)
-        axes.add_patch(Rectangle((-side / 2, -side / 2), side, side, fill=False, edgecolor='w',
-                                 linestyle=':'))
-        axes.set(title=name, xlim=(-REACH - .5, REACH + .5), ylim=(-REACH - .5, REACH + .5))
-    figure.colorbar(image, ax=figure.axes, label='log10 of the share', shrink=0.8)
+        side, row = int(theory.split()[-1]), [name, theory]
+        for axes, quantity in zip(column, (likeliest_score, expected_chroma)):
+            energy = gradient_energy(h.networks[name], h.x[:50], quantity)
+            row += [[radius(energy, share), '.1f'] for share in (0.5, 0.9)]
+            image = axes.imshow(np.log10(energy + 1e-12), extent=(-REACH - .5, REACH + .5) * 2,
+                                vmin=-6, vmax=-1)
+            axes.add_patch(Rectangle((-side / 2, -side / 2), side, side, fill=False, edgecolor='w',
+                                     linestyle=':'))
+            what = 'score' if quantity is likeliest_score else 'chroma'
+            axes.set_title(f'{name}, {what}', fontsize=9)
+            axes.tick_params(labelsize=9)
+            axes.set(xticks=(-15, 0, 15), yticks=(-15, 0, 15))
+        found[f'Field{name}'] = theory
+        absolute = gradient_energy(h.networks[name], h.x[:50], power=1)
+        found |= {f'RadiusScore{name}': row[3], f'RadiusChroma{name}': row[5],
+                  f'RadiusAbsolute{name}': [radius(absolute, 0.9), '.1f']}
+        table.append(row)
+    for axes in panels[1]:
+        axes.set_xlabel('pixels to the right', fontsize=9)
+    for axes in panels[:, 0]:
+        axes.set_ylabel('pixels up', fontsize=9)
+    bar = figure.colorbar(image, ax=panels, shrink=0.8)
+    bar.set_label('log10 of the share', fontsize=9)
     save_figure(figure, 'receptive_fields.png')
     return found | {'TableFields': table}
 
@@ -510,13 +584,13 @@ def check_dilation(_):
             worst = max(worst, *((a - b).abs().max().item() for a, b in zip(*results)))
             cases += 1
 
-    figure = Figure(figsize=(7, 2.5), layout='constrained')
+    figure = Figure(figsize=(4.2, 1.7), layout='constrained')
     for axes, dilation in zip(figure.subplots(1, 3), (0, 1, 3)):
         layer = MyDilatedConv2d(1, 1, 3, dilation)
         taps = (layer.spread_weight()[0, 0] != 0).numpy()
         around = 6 - len(taps) // 2
         axes.imshow(np.pad(taps, around), cmap='Blues', vmax=1.4)
-        axes.set_title(f'dilation {dilation}: {taps.sum()} weights, {len(taps)}x{len(taps)}', fontsize=10)
+        axes.set_title(f'dilation {dilation}:\n{taps.sum()} taps in {len(taps)}x{len(taps)}', fontsize=9)
         axes.set(xticks=np.arange(14) - .5, yticks=np.arange(14) - .5)
         axes.tick_params(length=0, labelbottom=False, labelleft=False)
         axes.grid(color='lightgrey', linewidth=0.6)
@@ -524,39 +598,61 @@ def check_dilation(_):
     return {'DilationCases': [cases, 'd'], 'DilationWorst': [worst, '.0e']}
 
 
+def compare_with_dilation(h):
+    """G.2: the losses of UNet and DUNet on the pictures that they were trained on, and picture by picture."""
+    found = {}
+    for name in ('UNet', 'DUNet'):
+        metrics = run_validation_step(h.networks[name], classification, h.train_x, h.train_cats)
+        found[f'TrainLoss{name}'] = [metrics['loss'], '.3f']
+    losses = [F.cross_entropy(h.scores[name], h.cats[:, 0], reduction='none').mean(dim=(1, 2)).numpy()
+              for name in ('DUNet', 'UNet')]
+    more, error = mean_and_error(losses[0] - losses[1])
+    return found | {'MoreLoss': [more, '.4f'], 'MoreLossError': [error, '.4f']}
+
+
 # ---------------------------------------------------------------------------
 # E: activations
 # ---------------------------------------------------------------------------
 
-SHOWN_HORSE = 6  # of the test horses: brown, on a meadow
+SHOWN_HORSE, SHOWN_MAPS = 6, 8  # of the test horses: brown, on a meadow; and of each stage
+
+
+def roughness(maps):
+    """Mean squared difference of neighbours in maps [N, C, H, W], 0 for an even map, 1 for noise: [C]."""
+    change = ((maps[:, :, 1:] - maps[:, :, :-1]).square().mean(dim=(0, 2, 3))
+              + (maps[:, :, :, 1:] - maps[:, :, :, :-1]).square().mean(dim=(0, 2, 3)))
+    return change / (4 * maps.transpose(0, 1).flatten(1).var(dim=1))
 
 
 def compare_activations(h):
-    """E.1, E.2: the maps of CNN and UNet for the same pictures: drawn for one, counted over 200."""
-    found, rows, panels = {}, {}, []
+    """E.1, E.2: the maps of CNN and UNet for the same pictures: some drawn for one, all counted over 200."""
+    found, rows, panels = {}, {}, {}
     for name in ('CNN', 'UNet'):
         _, maps = record_activations(h.networks[name], h.x[:200])
-        horse = [pictures[SHOWN_HORSE] for pictures in (h.grey, h.rgb, h.pictures[name])]
-        picture = activation_panels(*horse, {stage: maps[stage][SHOWN_HORSE] for stage in STAGES})
-        del picture['input_rgb']
-        panels += [(f'{name}: {label.split(":")[0]}', panel) for label, panel in picture.values()]
+        colours = [h.rgb[SHOWN_HORSE], paint(h.scores[name][SHOWN_HORSE:][:1])[0]]
+        grey = np.repeat(h.grey[SHOWN_HORSE], 3, axis=0)
+        panels[name] = [(f'{name}: input, truth, output', mosaic(np.stack([grey, *colours]), SHOWN_MAPS))]
         for stage in STAGES:
             m = maps[stage]
+            shown = m[SHOWN_HORSE, m[SHOWN_HORSE].std(dim=(1, 2)).topk(SHOWN_MAPS).indices.sort().values]
+            shown = shown / shown.amax(dim=(1, 2), keepdim=True)
+            panels[name].append((f'{name}: {stage}', mosaic(shown[:, None].numpy(), SHOWN_MAPS)))
             if stage.startswith('up'):  # each value stands there four times
                 m = m[:, :, ::2, ::2]
             alive = m.amax(dim=(0, 2, 3)) > 0
-            grey = F.adaptive_avg_pool2d(h.x[:200], m.shape[2:]).flatten()
+            grey_there = F.adaptive_avg_pool2d(h.x[:200], m.shape[2:])
             flat = m[:, alive].transpose(0, 1).flatten(1)
-            alike = torch.corrcoef(torch.cat([grey[None], flat]))[0, 1:].abs()
-            change = ((m[:, alive, 1:] - m[:, alive, :-1]).square().mean(dim=(0, 2, 3))
-                      + (m[:, alive, :, 1:] - m[:, alive, :, :-1]).square().mean(dim=(0, 2, 3)))
-            rough = (change / (4 * flat.var(dim=1))).mean()
+            alike = torch.corrcoef(torch.cat([grey_there.flatten()[None], flat]))[0, 1:].abs()
             cells = {'Active': [(m > 0).float().mean().item(), '.0%'],
                      'Dead': [(~alive).sum().item(), 'd'],
-                     'LikeGrey': [alike.mean().item(), RATIO], 'Rough': [rough.item(), RATIO]}
+                     'LikeGrey': [alike.mean().item(), RATIO],
+                     'Rough': [roughness(m[:, alive]).mean().item(), RATIO]}
             found |= {f'{what}{name}{LETTERS[stage]}': cell for what, cell in cells.items()}
-            rows.setdefault(stage, [f'\\texttt{{{stage}}}', [m.shape[1], 'd']]).extend(cells.values())
-    draw_pictures(panels, FIGURES / 'activations.png', '', columns=len(panels) // 2, width=14)
+            found[f'RoughGrey{LETTERS[stage]}'] = [roughness(grey_there).item(), RATIO]
+            rows.setdefault(stage, [f'\\texttt{{{stage}}}', [m.shape[1], 'd'],
+                                    found[f'RoughGrey{LETTERS[stage]}']]).extend(cells.values())
+    draw_pictures([panel for row in zip(*panels.values()) for panel in row], FIGURES / 'activations.png', '',
+                  columns=2, width=PAPER)
     return found | {'TableActivations': list(rows.values())}
 
 
@@ -566,33 +662,33 @@ def compare_activations(h):
 
 
 def go_beyond(h):
-    """The grey-level table, the priors, and the grey put back."""
-    table_alone = baselines(h.counts, h.x, h.cats)
-    found = {'AccuracyMostFrequent': [table_alone['most_frequent_colour'], SHARE],
-             'AccuracyOfTable': [table_alone['most_frequent_colour_of_grey_level'], SHARE]}
+    """The priors, and the grey put back, with and without one."""
+    found, table = {}, []
     for name in PRIORS:
         metrics = run_validation_step(shipped_network(name, PRIORS)[0], classification, h.x, h.cats)
         found |= {f'PriorLoss{name}': [metrics['loss'], LOSS],
                   f'PriorAccuracy{name}': [metrics['accuracy'], SHARE]}
     ways = comparison.ways(h.grey)
     comparison.draw(ways, h.rgb, FIGURES)
-    table = []
-    for name, pictures in (ways | {'truth': h.rgb}).items():
-        error, colourful = judge_one(pictures, h.rgb)
+    for name, measured in judge(ways | {'truth': h.rgb}, h.rgb).items():
+        error, colourful = measured.values()
         table.append([name, *([[error, ERROR], [psnr(error), DECIBEL]] if error else ['', '']),
                       [colourful, COLOURFUL]])
-    errors = [row[1][0] for row in table[:-1]]
-    return found | {'TableWays': table, 'ErrorBest': [min(errors), ERROR],
-                    'ErrorBestShare': [min(errors) / errors[0], '.0%']}
+    errors = {row[0]: row[1][0] for row in table[:-1]}
+    best = errors['UNet with prior, mean, grey put back']
+    return found | {'TableWays': table, 'ErrorBest': [best, ERROR],
+                    'ErrorBestShare': [best / errors['grey picture'], '.0%'],
+                    'ByAll': [errors['UNet, likeliest colours'] - best, ERROR],
+                    'ByPrior': [errors['UNet, mean, grey put back'] - best, ERROR]}
 
 
 # ---------------------------------------------------------------------------
 # From results to macros
 # ---------------------------------------------------------------------------
 
-SECTIONS = [describe_regression, judge_networks, compare_distances, desaturate, compare_edges,
-            cut_at_evaluation, follow_gradients, measure_filters, measure_receptive_fields,
-            check_dilation, compare_activations, go_beyond]
+SECTIONS = [describe_regression, judge_networks, compare_distances, choose_between_two, compare_edges,
+            cut_at_evaluation, measure_filters, measure_receptive_fields, check_dilation,
+            compare_with_dilation, compare_activations, go_beyond]
 
 
 def measure(data):
@@ -612,8 +708,9 @@ def measure(data):
 def trained(measured):
     """The numbers of C.2, C.3 and G.2 that were trained for the write-up, beside those measured."""
     found, history, runs = {}, read_table(HISTORY), read_table(RUNS)
-    for name, record in (('Five', history[4]), ('All', history[-1])):
-        found |= {f'CurveLoss{name}': [float(record['val_loss']), LOSS],
+    for name, record in ('Five', history[4]), ('Late', history[-3]), ('All', history[-1]):
+        found |= {f'CurveTrain{name}': [float(record['train_loss']), LOSS],
+                  f'CurveLoss{name}': [float(record['val_loss']), LOSS],
                   f'CurveAccuracy{name}': [float(record['val_accuracy']), SHARE]}
 
     def column(name, measure, factor=1):
@@ -626,32 +723,49 @@ def trained(measured):
     def cells(name):
         return [[column(name, 'val_loss'), '.3f'], [column(name, 'val_accuracy', 100), '.1f']]
 
-    table = [['all skip connections', *cells('UNet'), '', measured['AccuracyUNet']]]
-    for stage, label in (('upconv1', 'no \\texttt{downconv2} to \\texttt{upconv1}'),
-                         ('upconv2', 'no \\texttt{downconv1} to \\texttt{upconv2}'),
-                         ('finalconv', 'no input to \\texttt{finalconv}'), ('all', 'none at all')):
-        name, cut = f'UNet without {stage}', LETTERS.get(stage, 'All')
-        found[f'TrainedCut{cut}'] = [gain(name, 'UNet'), '+.1f']
-        table.append([label, *cells(name), found[f'TrainedCut{cut}'], measured[f'CutAccuracy{cut}']])
-    found['TableCuts'] = table
+    table = [['nothing', *cells('UNet'), '', measured['AccuracyUNet'], measured['ErrorBackUNet'],
+              measured['ColourfulUNet']]]
+    for what, label in (('upconv1', '\\texttt{downconv2} to \\texttt{upconv1}'),
+                        ('upconv2', '\\texttt{downconv1} to \\texttt{upconv2}'),
+                        ('finalconv', 'input to \\texttt{finalconv}'), ('all', 'all three'),
+                        ('middle', '\\texttt{rfconv} to \\texttt{upconv1}')):
+        name, letters = f'UNet without {what}', LETTERS.get(what, what.title())
+        found[f'TrainedCut{letters}'] = [gain(name, 'UNet'), '+.1f']
+        table.append([label, *cells(name), found[f'TrainedCut{letters}'],
+                      *(measured[f'Cut{measure}{letters}']
+                        for measure in ('Accuracy', 'ErrorBack', 'Colourful'))])
+    found |= {'TableCuts': table, 'GainUNet': [gain('UNet', 'CNN'), '+.1f'],
+              'GainWider': [gain('CNN, 37 filters', 'CNN'), '+.1f']}
+    for name, model in ('CNN', CNN(3, 32, 24)), ('UNet', UNet(3, 32, 24)), ('Wider', CNN(3, 37, 24)):
+        found[f'Parameters{name}'] = [sum(p.numel() for p in model.parameters()), ',d']
 
-    table = []
-    for label, end in (('32 filters, 3 epochs', ''), ('the same, no skip connections', ' without all'),
-                       ('8 filters, 4 epochs', ', 8 filters'),
-                       ('8 filters, enlarged to $64\\times64$, 2 epochs', ', 8 filters, 64x64')):
-        table.append([label, cells(f'UNet{end}')[1], cells(f'DUNet{end}')[1],
-                      [gain(f'DUNet{end}', f'UNet{end}'), '+.1f']])
-    return found | {'TableDilation': table}
+    table, ends = [], {
+        '32 filters': '', '32 filters, no skip connections': ' without all', '8 filters': ', 8 filters',
+        '8 filters, enlarged to $64\\times64$': ', 8 filters, 64x64'}
+    for label, end in ends.items():
+        row = [label]
+        for measure, factor, form in ('val_loss', 1, '.4f'), ('val_accuracy', 100, '.2f'):
+            pair = [column(f'{name}{end}', measure, factor) for name in ('DUNet', 'UNet')]
+            chance = min(1, len(ends) * ttest_rel(*pair).pvalue)
+            row += [[pair[1], form.replace('4', '3').replace('2', '1')],
+                    [[a - b for a, b in zip(*pair)], f'+{form}'], [chance, '.2g']]
+        table.append(row)
+    return found | {'TableDilation': table, 'DilatedLoss': table[0][2], 'DilatedAccuracy': table[0][5]}
 
 
 def tables_of_part_f():
     """The tables of experiments.py, as LaTeX."""
     runs, found = read_table(experiments.RUNS), {}
-    names = 'TableAugmentShort', 'TableAugmentLong', 'TableTuning', 'TablePrior'
-    for name, (first, rows, _) in zip(names, experiments.TABLES.values(), strict=True):
-        lines = experiments.table(first, rows, runs).splitlines()[2:]
-        cells = [line.strip('|').split('|')[:-1] for line in lines]  # less the training loss
+    names = 'TableAugmentShort', 'TableAugmentLong', 'TableTuning'
+    for name, (first, rows, seeds, _) in zip(names, experiments.TABLES.values()):
+        lines = experiments.table(first, rows, seeds, runs).splitlines()[2:]
+        cells = [line.strip('|').split('|')[:-1] for line in lines if 'float32' not in line]  # less training
         found[name] = [[as_latex(cell.strip()) for cell in row] for row in cells]
+    for name, label in (('GainPrior', '766 entries'), ('GainOfBatches', 'batches of 100'),
+                        ('GainOfBatchesSteps', 'batches of 100, as many steps')):
+        gain, = (experiments.table(first, rows, seeds, runs).split(f'| {label} |')[1].split('|')[2]
+                 for first, rows, seeds, _ in experiments.TABLES.values() if label in rows)
+        found[name] = as_latex(gain.strip(' *'))
     return found
 
 
@@ -728,6 +842,7 @@ def typeset():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
+    parser.add_argument('--jobs', type=int, default=1, help='trainings at a time (default: 1)')
     parser.add_argument('--only', choices=['macros'],
                         help='do not measure: make the macros and the PDF from the result files')
     parser.add_argument('--no-pdf', action='store_true', help='do without LaTeX')
@@ -735,7 +850,7 @@ def main():
     if args.data == 'sample':
         raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
     if args.only is None:
-        train_missing(args.data)
+        train_missing(args.data, args.jobs)
         measure(args.data)
     with whole_file(NUMBERS) as file:
         file.write(macros().encode())
