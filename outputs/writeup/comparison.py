@@ -1,24 +1,30 @@
 """The same horses by the course's way and by the one that goes beyond it.
 
     python outputs/writeup/comparison.py --data data
+    python outputs/writeup/comparison.py --image         # photographs instead, for which no data is needed
 
 Writes `figures/comparison.png`, and prints a table in Markdown: errors against the true pictures
-and colourfulness, over the 1,000 test horses.
+and colourfulness, over the 1,000 test horses. Of photographs it tells how `colourization.py --image` colours
+three that are installed with the packages, and draws one into `figures/photograph.png`.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from colourization import (ANNEALED, SHOWN, UNet, draw_pictures, judge, load_model, mosaic,  # noqa: E402
-                           process, psnr, put_grey_back, run, scores_to_rgb)
+from colourization import (ANNEALED, IMAGE_CHECKPOINT, SHOWN, UNet, colourfulness, colourize,  # noqa: E402
+                           draw_pictures, judge, load_model, mosaic, process, psnr, put_grey_back, run,
+                           scores_to_rgb)
 from load_data import InputError, load_cifar10  # noqa: E402
 
 
@@ -50,11 +56,47 @@ def draw(pictures, rgb, outdir):
                   outdir / 'comparison.png', '', width=6.7)
 
 
+def photographs():
+    """Three photographs, RGB [H, W, 3] in [0, 1] with at most 640 pixels a side, by name."""
+    paths = [Path(path) for path in load_sample_images().filenames]  # scikit-learn's
+    for path in (*sorted(paths), Path(matplotlib.get_data_path(), 'sample_data/grace_hopper.jpg')):
+        picture = Image.open(path).convert('RGB')
+        picture.thumbnail((640, 640))
+        yield path.stem, np.asarray(picture, np.float32) / 255
+
+
+def chroma(rgb):
+    """What is left of pictures [..., 3] without their brightness."""
+    return rgb - rgb.mean(axis=-1, keepdims=True)
+
+
+def compare_photographs(outdir):
+    """What --image makes of the grey of photographs.
+
+    The error of the chroma is relative to that of the grey picture, which has none.
+    """
+    model, colours = load_model(UNet, ROOT / IMAGE_CHECKPOINT)
+    print('| | error of the chroma | colourfulness | of the truth |\n|---|---|---|---|')
+    rows, shown = [], {}
+    for name, truth in photographs():
+        grey = truth.mean(axis=-1)
+        coloured = colourize(grey, model, colours)
+        error = np.square(chroma(coloured) - chroma(truth)).sum() / np.square(chroma(truth)).sum()
+        rows.append([error, *(colourfulness(np.moveaxis(rgb, -1, 0)[None]) for rgb in (coloured, truth))])
+        shown[name] = [('grey', grey[..., None]), ('coloured', coloured), ('truth', truth)]
+        print('| {} | {:.3f} | {:.1f} | {:.1f} |'.format(name, *rows[-1]))
+    print('| mean | {:.3f} | {:.1f} | {:.1f} |'.format(*np.mean(rows, axis=0)))
+    draw_pictures(shown['china'], outdir / 'photograph.png', '', columns=3, width=12)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
+    parser.add_argument('--image', action='store_true', help='colour photographs instead of horses')
     parser.add_argument('--outdir', type=Path, default=HERE / 'figures', help='where the picture goes')
     args = parser.parse_args()
+    if args.image:
+        return compare_photographs(args.outdir)
     if args.data == 'sample':
         raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
     rgb, grey = process(*load_cifar10(args.data)[1])
