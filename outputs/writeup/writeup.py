@@ -247,10 +247,10 @@ def describe_regression(_):
 def judge_networks(h):
     """A.2, A.4, B.2, C.3, G.2: what is painted, by likeliest and by mean colours; the grey-level table."""
     found, table = {}, []
-    grey, floor = np.repeat(h.grey, 3, axis=1), get_cat_rgb(h.cats.numpy(), COLOURS)
-    pictures = {name: paint(scores) for name, scores in h.scores.items()}
-    for name in ('Grey', 'Table', *SHIPPED, 'Floor', 'Truth'):
-        painted = {'Grey': grey, 'Floor': floor, 'Truth': h.rgb}.get(name, pictures.get(name))
+    pictures = {'Grey': np.repeat(h.grey, 3, axis=1),
+                **{name: paint(h.scores[name]) for name in ('Table', *SHIPPED)},
+                'Floor': get_cat_rgb(h.cats.numpy(), COLOURS), 'Truth': h.rgb}
+    for name, painted in pictures.items():
         error, back, colourful = judge_one(painted, h)
         found |= {f'Error{name}': error, f'ErrorBack{name}': back, f'Colourful{name}': colourful}
         cells = {'Truth': ['', '', '', '', colourful], 'Grey': ['', '', error, '', colourful]}.get(
@@ -744,11 +744,11 @@ def trained(measured):
         '8 filters, enlarged to $64\\times64$': ', 8 filters, 64x64'}
     for label, end in ends.items():
         row = [label]
-        for measure, factor, form in ('val_loss', 1, '.4f'), ('val_accuracy', 100, '.2f'):
+        for measure, factor, form, finer in (('val_loss', 1, '.3f', '+.4f'),
+                                             ('val_accuracy', 100, '.1f', '+.2f')):
             pair = [column(f'{name}{end}', measure, factor) for name in ('DUNet', 'UNet')]
             chance = min(1, len(ends) * ttest_rel(*pair).pvalue)
-            row += [[pair[1], form.replace('4', '3').replace('2', '1')],
-                    [[a - b for a, b in zip(*pair)], f'+{form}'], [chance, '.2g']]
+            row += [[pair[1], form], [[a - b for a, b in zip(*pair)], finer], [chance, '.2g']]
         table.append(row)
     return found | {'TableDilation': table, 'DilatedLoss': table[0][2], 'DilatedAccuracy': table[0][5]}
 
