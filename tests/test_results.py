@@ -80,3 +80,16 @@ def test_readme_has_the_table_of_the_comparison(cifar10, run_script, tmp_path):
                          re.MULTILINE).groups()
         assert [float(n) for n in told] == pytest.approx([float(n) for n in numbers],
                                                          rel=0.01)  # another machine rounds otherwise
+
+
+@pytest.mark.slow
+def test_readme_has_the_table_of_the_photographs(run_script, tmp_path):
+    done = run_script('outputs/writeup/comparison.py', '--image', '--outdir', tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / 'photograph.png').stat().st_size > 50_000
+    rows = re.findall(r'^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', done.stdout, re.MULTILINE)
+    assert [name for name, *_ in rows] == ['china', 'flower', 'grace_hopper', 'mean']
+    readme = (ROOT / 'README.md').read_text()
+    for name, *numbers in rows:
+        told = re.search(rf'^\| {name} \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', readme, re.MULTILINE).groups()
+        assert [float(n) for n in told] == pytest.approx([float(n) for n in numbers], rel=0.01)

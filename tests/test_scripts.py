@@ -569,7 +569,7 @@ ALL = '--category all --checkpoint'
 
 @pytest.mark.parametrize('flags, megabytes', [
     (f'--valid --checkpoint {ROOT}/weights/unet_k3_f32.pkl', 700),
-    pytest.param(f'--valid {ALL} {ROOT}/weights/unet_prior_all_k3_f32.pkl', 635, marks=pytest.mark.slow),
+    pytest.param(f'--valid {ALL} {ROOT}/weights/unet_prior_all_k3_f64.pkl', 635, marks=pytest.mark.slow),
     pytest.param(f'-e 1 -f 4 {ALL} all.pkl', 920, marks=pytest.mark.slow)])
 def test_memory_that_real_data_needs(flags, megabytes, cifar10, tmp_path):
     peak = peak_memory(tmp_path, 'colourization.py', '-m', 'UNet', *shlex.split(flags), '--data', cifar10)
