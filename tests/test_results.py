@@ -91,5 +91,6 @@ def test_readme_has_the_table_of_the_photographs(run_script, tmp_path):
     assert [name for name, *_ in rows] == ['china', 'flower', 'grace_hopper', 'mean']
     readme = (ROOT / 'README.md').read_text()
     for name, *numbers in rows:
-        told = re.search(rf'^\| {name} \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', readme, re.MULTILINE).groups()
+        told = re.search(rf'^\| {name} \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', readme,
+                         re.MULTILINE).groups()
         assert [float(n) for n in told] == pytest.approx([float(n) for n in numbers], rel=0.01)

@@ -46,7 +46,7 @@ def prose():
 DEFINITIONS = {
     *'0 1 2 3 4 5 6 7 8 9'.split(), '16', '24', '25', '32', '64',  # sizes of filters, maps and networks
     '1,000', '500', '200', '50', '100', '255', '60', '0.1',  # pictures, steps; distances of colours
-    '10', '11', '22', '37', '40', '0.001', '0.01', '0.03', '0.05', '0.38', '90', '95'}  # settings; percentiles
+    '10', '11', '22', '37', '40', '0.001', '0.01', '0.03', '0.05', '0.38', '90', '95'}  # settings, shares
 
 
 def test_no_measured_number_is_typed():
