@@ -79,6 +79,7 @@ ANNEALED = 0.38  # the temperature of Zhang, Isola and Efros (2016)
 IMAGE_CHECKPOINT = Path('weights/unet_prior_all_k3_f64.pkl')  # of --image: it knows more than horses
 BAND = 2**20  # pixels of a picture that are coloured at a time
 IMAGE_SIZE = 128  # 64 leaves larger blots; both were looked at on photographs
+RADIUS, FLATNESS = 2, 1e-3  # of the guided filter: pixels that the network sees, and a variance of the grey
 STAT, QUOTA = Path('/proc/stat'), Path('/sys/fs/cgroup/cpu.max')  # what Linux tells of its cores
 SAMPLE = 'sample pictures'  # what lines and figures call --data sample
 
@@ -999,13 +1000,28 @@ def colourize(grey, model, colours, temperature=ANNEALED, size=IMAGE_SIZE):
     """Colour a grey picture, an array [H, W] in [0, 1]: RGB, float32 [H, W, 3], with that grey as its mean.
 
     The network, in eval mode, sees it with about `size` x `size` pixels, and not enlarged. Of what it answers
-    only the chroma is used, the difference of each channel from their mean: brought up to the full size, and
-    made weaker where it would lead out of [0, 1]. Colours and temperature: see `scores_to_rgb`.
+    only the chroma is used, the difference of each channel from their mean: brought up to the full size along
+    the edges of the grey, and made weaker where it would lead out of [0, 1]. Colours and temperature: see
+    `scores_to_rgb`.
     """
     rgb = np.empty((*np.shape(grey), 3), np.float32)
     for rows, band in colour_bands(grey, model, colours, temperature, size):
         rgb[rows] = band
     return rgb
+
+
+def follow_edges(grey, chroma):
+    """How chroma [1, 3, H, W] follows the grey [1, 1, H, W] around each pixel: its slope and offset there.
+
+    Brought up to the size of a larger grey picture, they give chroma that has the edges of that. It is the
+    guided filter: He, Sun and Tang (2013), Guided image filtering; He and Sun (2015), Fast guided filter.
+    """
+    def mean(x):
+        return F.avg_pool2d(x, 2 * RADIUS + 1, stride=1, padding=RADIUS, count_include_pad=False)
+    mean_grey, mean_chroma = mean(grey), mean(chroma)
+    slope = ((mean(grey * chroma) - mean_grey * mean_chroma)
+             / (mean(grey.square()) - mean_grey.square() + FLATNESS))
+    return mean(slope), mean(mean_chroma - slope * mean_grey)
 
 
 @torch.no_grad()
@@ -1020,11 +1036,13 @@ def colour_bands(grey, model, colours, temperature, size):
     scores = model(small.to(model.finalconv.weight.device) * 255 / MAX_PIXEL)
     rgb = torch.from_numpy(scores_to_rgb(scores, colours, temperature))
     chroma = rgb - rgb.mean(dim=1, keepdim=True)
-    chroma = F.interpolate(chroma, (height, chroma.shape[3]), mode='bicubic')  # only higher: still small
+    line = follow_edges(small, chroma) if small.shape != grey.shape else (torch.zeros_like(chroma), chroma)
+    line = F.interpolate(torch.cat(line, dim=1), (height, small.shape[3]), mode='bicubic')  # still small
     for start in range(0, height, max(1, BAND // width)):
         rows = slice(start, start + max(1, BAND // width))
-        lit, tint = grey[:, :, rows], chroma[:, :, rows]
-        tint = F.interpolate(tint, (tint.shape[2], width), mode='bicubic')
+        lit = grey[:, :, rows]
+        slope, offset = F.interpolate(line[:, :, rows], (lit.shape[2], width), mode='bicubic').chunk(2, dim=1)
+        tint = slope * lit + offset
         room = torch.minimum((1 - lit) / tint.amax(dim=1, keepdim=True).clamp(min=1e-6),
                              lit / (-tint.amin(dim=1, keepdim=True)).clamp(min=1e-6))
         yield rows, (lit + tint * room.clamp(max=1))[0].movedim(0, -1).clamp(0, 1).numpy()

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageCms, PngImagePlugin
+from scipy.ndimage import uniform_filter
 
 import colourization
 from colourization import CNN, add_prior, colourize, scores_to_rgb
@@ -135,8 +136,21 @@ def test_flat_areas_get_smooth_colours_from_a_small_view(model):
     add_prior(seen, 50 * torch.eye(5)[torch.arange(766) % 5])
     rgb = colourize(grey, seen, COLOURS, size=32)
     chroma = rgb - rgb.mean(axis=2, keepdims=True)
-    whole = np.ptp(chroma, axis=(0, 1)).max()
-    assert whole > 0.02 and np.abs(np.diff(chroma, axis=0)).max() < whole / 3
+    whole, flat = np.ptp(chroma, axis=(0, 1)).max(), np.diff(grey, axis=0) == 0
+    assert whole > 0.02 and np.abs(np.diff(chroma, axis=0))[flat].max() < whole / 3
+
+
+def test_chroma_has_the_edges_of_the_large_picture():
+    """A step in a picture that the network sees at an eighth of the size."""
+    class TwoColours(CNN):
+        def forward(self, grey):
+            return torch.cat([grey - 0.5, 0.5 - grey], dim=1) * 1000
+    grey = np.full((256, 256), 0.35, np.float32)
+    grey[:, 131:] = 0.65  # in the middle of what becomes one pixel
+    rgb = colourize(grey, TwoColours(3, 1, 2), np.float32([[0.6, 0.4, 0.5], [0.4, 0.6, 0.5]]), 0, size=32)
+    red = (rgb - rgb.mean(axis=2, keepdims=True))[128, :, 0]
+    assert red[:110] == pytest.approx(-0.1, abs=0.005) and red[150:] == pytest.approx(0.1, abs=0.005)
+    assert red[131] - red[130] > 0.15
 
 
 # ---------------------------------------------------------------------------
@@ -528,17 +542,30 @@ def test_input_is_not_overwritten_under_another_name(run_script, tmp_path):
 # Large pictures
 # ---------------------------------------------------------------------------
 
+def guided(grey, chroma):
+    """The guided filter, by SciPy's box filter: slope and offset of chroma [3, h, w] by grey [h, w]."""
+    def mean(x):
+        ones = uniform_filter(np.ones(x.shape[-2:]), 5, mode='constant')
+        return uniform_filter(x, 5, mode='constant', axes=(-2, -1)) / ones
+    variance = mean(grey**2) - mean(grey)**2
+    slope = (mean(grey * chroma) - mean(grey) * mean(chroma)) / (variance + 1e-3)
+    return mean(slope), mean(mean(chroma) - slope * mean(grey))
+
+
 @pytest.mark.parametrize('shape', [(1, 999), (999, 1), (101, 60)])
 @pytest.mark.parametrize('band', [1, 1000, 10**9])
 def test_bands_are_the_picture_that_is_coloured_at_once(band, shape, model, monkeypatch):
     monkeypatch.setattr(colourization, 'BAND', band)
     grey = np.random.default_rng(3).random(shape, dtype=np.float32)
-    answer = []
-    hook = model.register_forward_hook(lambda module, inputs, output: answer.append(output))
+    seen, answer = [], []
+    hook = model.register_forward_hook(lambda _, inputs, output: seen.extend(inputs) or answer.append(output))
     rgb = colourize(grey, model, COLOURS, 0.38, size=32)
     hook.remove()
-    tint = torch.from_numpy(scores_to_rgb(answer[0].detach(), COLOURS, 0.38))
-    tint = F.interpolate(tint - tint.mean(1, keepdim=True), shape, mode='bicubic')[0].double().numpy()
+    tint = scores_to_rgb(answer[0].detach(), COLOURS, 0.38)[0].astype(float)
+    slope, offset = guided(seen[0][0, 0].double().numpy() * 256 / 255, tint - tint.mean(axis=0))
+    slope, offset = (F.interpolate(torch.from_numpy(x)[None], shape, mode='bicubic')[0].numpy()
+                     for x in (slope, offset))
+    tint = slope * grey + offset
     with np.errstate(divide='ignore'):
         room = np.minimum((1 - grey) / tint.max(0), grey / -tint.min(0))
     expected = grey[..., None] + np.moveaxis(tint * np.minimum(room, 1), 0, 2)
