@@ -86,7 +86,7 @@ def compare_photographs(outdir):
         shown[name] = [('grey', grey[..., None]), ('coloured', coloured), ('truth', truth)]
         print('| {} | {:.3f} | {:.1f} | {:.1f} |'.format(name, *rows[-1]))
     print('| mean | {:.3f} | {:.1f} | {:.1f} |'.format(*np.mean(rows, axis=0)))
-    draw_pictures(shown['china'], outdir / 'photograph.png', '', columns=3, width=12)
+    draw_pictures(shown['china'], outdir / 'photograph.png', '', columns=3, width=8)
 
 
 def main():
