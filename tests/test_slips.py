@@ -28,6 +28,16 @@ ENDS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 STEPS = 5  # an epoch of the part of the sample that `run_script` trains on
 
 
+@pytest.fixture(autouse=True)
+def heeded():
+    """The signals, which whoever started the tests may have had ignored, like nohup and a shell's `&`."""
+    before = [signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+              for number in ENDS]
+    yield
+    for number, handler in zip(ENDS, before):
+        signal.signal(number, handler)
+
+
 def ends(patch, how, steps, look=lambda: None):
     """Have the process send itself a signal when so many training steps have begun, and `look` then."""
     real, begun = load_data.batches, []
