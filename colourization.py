@@ -280,6 +280,8 @@ class UpStage(nn.Sequential):
     """
 
     def forward(self, x):
+        if len(self) != 4:  # a part of the stage, or more than it
+            return super().forward(x)
         convolution, upsample, norm, relu = self
         return upsample(relu(norm(convolution(x))))
 
@@ -1035,9 +1037,8 @@ def colour_bands(grey, model, colours, temperature, size):
                           mode='bilinear', antialias=True)
     scores = model(small.to(model.finalconv.weight.device) * 255 / MAX_PIXEL)
     rgb = torch.from_numpy(scores_to_rgb(scores, colours, temperature))
-    chroma = rgb - rgb.mean(dim=1, keepdim=True)
-    line = follow_edges(small, chroma) if small.shape != grey.shape else (torch.zeros_like(chroma), chroma)
-    line = F.interpolate(torch.cat(line, dim=1), (height, small.shape[3]), mode='bicubic')  # still small
+    line = torch.cat(follow_edges(small, rgb - rgb.mean(dim=1, keepdim=True)), dim=1)
+    line = F.interpolate(line, (height, small.shape[3]), mode='bicubic')  # only higher: still small
     for start in range(0, height, max(1, BAND // width)):
         rows = slice(start, start + max(1, BAND // width))
         lit = grey[:, :, rows]
@@ -1486,8 +1487,8 @@ def complaint(error):
 
 def run(main):
     """Run a script; what a user can cause ends in one line and an exit status, not a traceback."""
-    gc.set_threshold(100_000)  # looking for garbage as often as by default, imports take half a second more
-    atexit.register(gc.freeze)  # and the end another half, for what goes away anyhow
+    gc.set_threshold(100_000)  # imports make little garbage, and looking for it takes half a second
+    atexit.register(gc.freeze)  # and another half at the end, among what goes away anyhow
     for name in ('stdout', 'stderr'):  # closed by whoever called, as in pythonw
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, 'w'))

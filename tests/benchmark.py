@@ -212,8 +212,11 @@ def in_its_own_process(*training):
     here, there = spawn.Pipe()
     process = spawn.Process(target=serve, args=(there, *training), daemon=True)
     process.start()
-    yield lambda: (here.send(None), here.recv())
-    process.terminate()
+    there.close()  # or nobody would notice that the process has failed
+    try:
+        yield lambda: (here.send(None), here.recv())
+    finally:
+        process.terminate()
 
 
 def steps(args, device):

@@ -135,6 +135,11 @@ def test_up_stage_equals_its_layers_in_the_order_in_which_they_stand(training):
     torch.testing.assert_close(norm.running_var - start, factor * (other.running_var - start))
 
 
+def test_part_of_an_up_stage_is_its_layers():
+    stage, x = up(6, 5, 3), torch.randn(2, 6, 8, 8)
+    assert torch.equal(stage[:2](x), stage[1](stage[0](x)))
+
+
 def stage(name, conv, norm, inputs, outputs):
     """Names and shapes of a stage with a convolution at place `conv`, a batch norm at `norm`."""
     return {

@@ -10,6 +10,7 @@ import pytest
 import experiments
 from colourization import parse_args
 from conftest import ROOT
+from load_data import InputError
 
 
 def test_tables_of_part_f_are_those_of_its_runs():
@@ -36,6 +37,8 @@ def test_a_table_has_means_spreads_and_gains_seed_by_seed_and_stars_what_is_hard
     assert second == '| two | 2.000 ± 0.000 | 55.0 ± 5.3 | +3.0 ± 3.5 | 1.000 ± 0.000 |'
     assert third == '| three | 2.000 ± 0.000 | 62.3 ± 2.5 | +10.3 ± 0.6 * | 1.000 ± 0.000 |'
     assert fourth == '| four | 2.000 ± 0.000 | 54.8 ± 2.8 | +2.8 ± 0.8 | 1.000 ± 0.000 |'
+    with pytest.raises(InputError, match='-e 4 was not run with seed 2'):
+        experiments.table({'-e': 1}, rows, range(3), runs[:-1])
 
 
 @pytest.mark.slow

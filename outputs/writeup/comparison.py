@@ -15,8 +15,6 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from PIL import Image
-from sklearn.datasets import load_sample_images
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -25,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 from colourization import (ANNEALED, IMAGE_CHECKPOINT, SHOWN, UNet, colourfulness, colourize,  # noqa: E402
                            draw_pictures, judge, load_model, mosaic, process, psnr, put_grey_back, run,
                            scores_to_rgb)
-from load_data import InputError, load_cifar10  # noqa: E402
+from load_data import InputError, check_writable, load_cifar10  # noqa: E402
 
 
 @torch.no_grad()
@@ -58,6 +56,8 @@ def draw(pictures, rgb, outdir):
 
 def photographs():
     """Three photographs, RGB [H, W, 3] in [0, 1] with at most 640 pixels a side, by name."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
     paths = [Path(path) for path in load_sample_images().filenames]  # scikit-learn's
     for path in (*sorted(paths), Path(matplotlib.get_data_path(), 'sample_data/grace_hopper.jpg')):
         picture = Image.open(path).convert('RGB')
@@ -75,6 +75,7 @@ def compare_photographs(outdir):
 
     The error of the chroma is relative to that of the grey picture, which has none.
     """
+    check_writable(outdir / 'photograph.png')
     model, colours = load_model(UNet, ROOT / IMAGE_CHECKPOINT)
     print('| | error of the chroma | colourfulness | of the truth |\n|---|---|---|---|')
     rows, shown = [], {}

@@ -48,17 +48,17 @@ TABLES = {
         '(b), (c) and (d)': {'--augment': f'flip_lr {SHIFTS}'},
         '(a), (b), (c) and (d)': {'--augment': f'flip_ud flip_lr {SHIFTS}'},
         '(b), (c), (d) and (e)': {'--augment': f'flip_lr {SHIFTS} classes', '-e': 1}}, MORE_SEEDS,
-        """In so short a training no augmentation is worth much: of (a) to (d), alone or together, none
-makes a difference that could not be chance. The other classes (e) harm where the number of steps is
-the same: most of them go into the colours of ships and frogs, and so small a network is not yet short
-of pictures."""),
+        """In so short a training no augmentation is worth much: (a) to (d), alone or together, change the
+accuracy by no more than chance might; upside down (a) makes the loss larger. The other classes (e)
+harm where the number of steps is the same: most of them go into the colours of ships and frogs, and
+so small a network is not yet short of pictures."""),
     'F.1: augmentation, as many pictures as 22 epochs of horses': (MAIN | {'-e': 22}, {
         'none': {},
         '(e) classes': {'--augment': 'classes', '-e': 2},
         '(b), (c) and (d)': {'--augment': f'flip_lr {SHIFTS}'}}, MORE_SEEDS,
-        """The longer the training, the more augmentation is worth: without it, the training loss is now below
-the validation loss, so pictures are learned by heart; with (b), (c) and (d) they are not,
-and the accuracy gains. A mirrored horse is as good a picture as the original; and a convolution is
+        """The longer the training, the more augmentation is worth: without it, the training loss is now
+below the validation loss, so pictures are learned by heart; with (b), (c) and (d) they are not, and
+the accuracy gains. A mirrored horse is as good a picture as the original; and a convolution is
 indifferent to a shift, but the two poolings are not, since a shifted picture falls otherwise into
 their 2x2 blocks. The shipped weights were trained with these three, for longer still. The other
 classes catch up, but within as many pictures as 22 epochs of horses they do not reach the horses
@@ -81,13 +81,13 @@ alone."""),
         'filters of 5x5': {'-k': 5},
         'weight decay 0.01': {'--weight_decay': 0.01},
         'float32 throughout': {'--float32': ''}}, SEEDS,
-        """Filters of 1x1, which see only what the poolings bring together, lose most. Next comes the learning
-rate: the course's 0.001 is far too small for so short a training, and from 0.01 on there is little
-to choose. The batch size matters through the number of steps: batches of 100 make too few, and with
-as many steps they reach the same accuracy (with a larger loss, as they have learned pictures by
-heart over their 38 epochs). More epochs are worth more than more filters. Filters of 5x5 have
-nearly three times the weights, and after as many steps they are behind. Of weight decay and float32
-no effect is seen."""),
+        """Filters of 1x1, which see only what the poolings bring together, lose most. Next comes the
+learning rate: the course's 0.001 is far too small for so short a training, and from 0.01 on no
+difference is beyond chance. The batch size matters through the number of steps: batches of 100 make
+too few, and with as many steps they reach the same accuracy (with a larger loss, as they have
+learned pictures by heart over their 38 epochs). More epochs seem to be worth more than more
+filters, but over three seeds neither gain is beyond chance. Filters of 5x5 have nearly three times
+the weights, and after as many steps they are behind. Of weight decay and float32 no effect is seen."""),
     'Beyond the handout: a prior of the grey level': (MAIN | {'-e': 6}, {
         'no prior': {},
         '766 entries': {'--prior': 766},
@@ -167,6 +167,8 @@ def table(first, rows, seeds, runs):
     def column(changes, name):
         command = command_of(first | changes)
         values = {int(run['seed']): float(run[name]) for run in runs if run['command'] == command}
+        if missing := set(seeds) - set(values):
+            raise InputError(f'{command} was not run with seed {min(missing)}: run experiments.py')
         return [values[seed] for seed in seeds]
 
     lines = ['| | loss | accuracy, % | gain | training loss |', '|---|---|---|---|---|']
@@ -195,6 +197,8 @@ def main():
     parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
     parser.add_argument('--jobs', type=int, default=1, help='runs at a time (default: 1)')
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error('--jobs must be at least 1')
     if args.data == 'sample':
         raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
 

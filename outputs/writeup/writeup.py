@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -124,6 +125,12 @@ def train_short(name, seed, data):
     return {'run': name, 'seed': str(seed)} | history[-1]
 
 
+def begin_worker(threads):
+    """A process of `train_missing` begins; Ctrl-C is to end it at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(threads)
+
+
 def train_missing(data, jobs=1):
     """Train what the result files lack; each run is kept as soon as it is done."""
     threads = max(1, os.cpu_count() // jobs)
@@ -133,11 +140,15 @@ def train_missing(data, jobs=1):
     runs = read_table(RUNS) if RUNS.exists() else []
     done = {(run['run'], int(run['seed'])) for run in runs}
     planned = [(name, seed) for name in PLANNED for seed in SEEDS]
-    with ProcessPoolExecutor(jobs, get_context('spawn'), torch.set_num_threads, (threads,)) as pool:
-        for finished in as_completed([pool.submit(train_short, *pair, data)
-                                      for pair in planned if pair not in done]):
-            runs.append(finished.result())
-            write_table(sorted(runs, key=lambda run: planned.index((run['run'], int(run['seed'])))), RUNS)
+    with ProcessPoolExecutor(jobs, get_context('spawn'), begin_worker, (threads,)) as pool:
+        try:
+            for finished in as_completed([pool.submit(train_short, *pair, data)
+                                          for pair in planned if pair not in done]):
+                runs.append(finished.result())
+                write_table(sorted(runs, key=lambda run: planned.index((run['run'], int(run['seed'])))), RUNS)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 # ---------------------------------------------------------------------------
@@ -302,7 +313,7 @@ def rgb_to_lab(rgb):
 
 
 def ciede2000(first, second):
-    """The difference of CIELAB colours [..., 3] as people judge it; about 2.3 can just be noticed.
+    """The difference of CIELAB colours [..., 3] as people judge it.
 
     Sharma, Wu and Dalal (2005), The CIEDE2000 color-difference formula.
     """
@@ -714,11 +725,15 @@ def trained(measured):
                   f'CurveAccuracy{name}': [float(record['val_accuracy']), SHARE]}
 
     def column(name, measure, factor=1):
-        return [factor * float(run[measure]) for run in runs if run['run'] == name]
+        values = {int(run['seed']): factor * float(run[measure]) for run in runs if run['run'] == name}
+        if missing := set(SEEDS) - set(values):
+            raise InputError(f'{name} was not trained with seed {min(missing)}: run without --only')
+        return [values[seed] for seed in SEEDS]
 
     def gain(name, first):
         """In points, seed by seed."""
-        return [a - b for a, b in zip(*(column(run, 'val_accuracy', 100) for run in (name, first)))]
+        pair = (column(run, 'val_accuracy', 100) for run in (name, first))
+        return [a - b for a, b in zip(*pair, strict=True)]
 
     def cells(name):
         return [[column(name, 'val_loss'), '.3f'], [column(name, 'val_accuracy', 100), '.1f']]
@@ -847,6 +862,8 @@ def main():
                         help='do not measure: make the macros and the PDF from the result files')
     parser.add_argument('--no-pdf', action='store_true', help='do without LaTeX')
     args = parser.parse_args()
+    if args.jobs < 1:
+        parser.error('--jobs must be at least 1')
     if args.data == 'sample':
         raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
     if args.only is None:
