@@ -25,6 +25,8 @@ from colourization import (ANNEALED, IMAGE_CHECKPOINT, SHOWN, UNet, colourfulnes
                            scores_to_rgb)
 from load_data import InputError, check_writable, load_cifar10  # noqa: E402
 
+PAPER = 6.7  # the width of the write-up's text in inches: a font of 9 points comes out as such
+
 
 @torch.no_grad()
 def colour(name, grey, temperature):
@@ -51,7 +53,7 @@ def draw(pictures, rgb, outdir):
     rows = pictures | {'truth': rgb}
     shown = 'grey picture', 'UNet, likeliest colours', 'UNet with prior, mean, grey put back', 'truth'
     draw_pictures([(name, mosaic(rows[name][:SHOWN], SHOWN)) for name in shown],
-                  outdir / 'comparison.png', '', width=6.7)
+                  outdir / 'comparison.png', '', width=PAPER)
 
 
 def photographs():

@@ -26,7 +26,7 @@ RUNS, PAGE = HERE / 'results/experiments.csv', HERE / 'results/part_f.md'
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from colourization import run  # noqa: E402
+from colourization import number, run  # noqa: E402
 from load_data import InputError, whole_file  # noqa: E402
 
 SEEDS = range(3)
@@ -157,6 +157,15 @@ def planned_runs():
                               for seed in seeds for changes in rows.values()))
 
 
+def by_seed(runs, measure, seeds, name):
+    """A measure of some runs, one for each seed; an error calls them `name`."""
+    values = {int(run['seed']): float(run[measure]) for run in runs}
+    if missing := set(seeds) - set(values):
+        raise InputError(f'{name} was not run with seed {min(missing)}: experiments.py and, without --only, '
+                         'writeup.py run what is missing')
+    return [values[seed] for seed in seeds]
+
+
 def spread(values, form):
     """Mean and standard deviation over the seeds."""
     return f'{mean(values):{form}} ± {stdev(values):{form.lstrip("+")}}'
@@ -166,10 +175,7 @@ def table(first, rows, seeds, runs):
     """A table in Markdown; a star marks the gains that chance alone hardly makes."""
     def column(changes, name):
         command = command_of(first | changes)
-        values = {int(run['seed']): float(run[name]) for run in runs if run['command'] == command}
-        if missing := set(seeds) - set(values):
-            raise InputError(f'{command} was not run with seed {min(missing)}: run experiments.py')
-        return [values[seed] for seed in seeds]
+        return by_seed([run for run in runs if run['command'] == command], name, seeds, command)
 
     lines = ['| | loss | accuracy, % | gain | training loss |', '|---|---|---|---|---|']
     reference = [100 * a for a in column({}, 'val_accuracy')]
@@ -195,10 +201,8 @@ def page(runs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
-    parser.add_argument('--jobs', type=int, default=1, help='runs at a time (default: 1)')
+    parser.add_argument('--jobs', type=number(int, 1), default=1, help='runs at a time (default: 1)')
     args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error('--jobs must be at least 1')
     if args.data == 'sample':
         raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
 

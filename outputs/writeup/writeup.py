@@ -42,8 +42,9 @@ from colour_regression import RegressionCNN, regression  # noqa: E402
 from colourization import (CNN, MODELS, STAGES, DUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
                            architecture, baselines, classification, colour_counts, draw_curves,
                            draw_pictures, get_cat_rgb, get_rgb_cat, grey_levels, judge, load_model,
-                           log_frequencies, mosaic, process, psnr, put_grey_back, run, run_validation_step,
-                           scores_to_rgb, train)
+                           log_frequencies, mosaic, number, process, psnr, put_grey_back, run,
+                           run_validation_step, scores_to_rgb, train)
+from comparison import PAPER  # noqa: E402
 from experiments import read_table, write_table  # noqa: E402
 from load_data import InputError, batches, hold_out, load_cifar10, load_colours, whole_file  # noqa: E402
 
@@ -167,7 +168,6 @@ LABELS = {'Regression': 'RegressionCNN', 'Grey': 'grey picture', 'Table': 'table
           'Floor': 'truth in 24 colours', 'Truth': 'truth'}
 LETTERS = {'downconv1': 'DownOne', 'downconv2': 'DownTwo', 'rfconv': 'Middle', 'upconv1': 'UpOne',
            'upconv2': 'UpTwo', 'finalconv': 'Final'}  # names of macros have letters only
-PAPER = 6.7  # the width of the text in inches: a font of 9 points comes out as such
 LOSS, SHARE, ERROR, COLOURFUL, DECIBEL, RATIO = '.4f', '.1%', '.5f', '.1f', '.2f', '.2f'
 
 
@@ -186,10 +186,10 @@ def test_horses(data):
     """The 1,000 test horses, and what the networks make of them, as every section takes them.
 
     Returns:
-        data: where CIFAR-10 is; rgb, grey: arrays [N, C, H, W]; x, cats: tensors, what the networks
-        see and should choose; train_x, train_cats: those of the 5,000 training horses, and counts:
-        their `colour_counts`; networks, scores [N, K, H, W]: by name. 'Table' has scores too: those of
-        the colours at each grey level.
+        rgb, grey: arrays [N, C, H, W]; x, cats: tensors, what the networks see and should choose;
+        train_x, train_cats: those of the 5,000 training horses, and counts: their `colour_counts`;
+        networks, scores [N, K, H, W]: by name. 'Table' has scores too: those of the colours at each
+        grey level.
     """
     train_pictures, test_pictures = load_cifar10(data)
     (rgb, grey), (train_rgb, train_grey) = process(*test_pictures), process(*train_pictures)
@@ -199,8 +199,8 @@ def test_horses(data):
     counts = colour_counts(train_x, train_cats, len(COLOURS))
     scores = {name: outputs(model, x) for name, model in networks.items()}
     scores['Table'] = log_frequencies(counts)[grey_levels(x[:, 0])].movedim(-1, 1)
-    return SimpleNamespace(data=data, rgb=rgb, grey=grey, x=x, cats=cats, train_x=train_x,
-                           train_cats=train_cats, counts=counts, networks=networks, scores=scores)
+    return SimpleNamespace(rgb=rgb, grey=grey, x=x, cats=cats, train_x=train_x, train_cats=train_cats,
+                           counts=counts, networks=networks, scores=scores)
 
 
 def paint(scores, temperature=0):
@@ -430,8 +430,8 @@ def compare_edges(h):
     strength = np.hypot(*true)
     edge = strength > np.quantile(strength, 0.9)
     for name in (*SHIPPED, 'Floor'):
-        floor = get_cat_rgb(h.cats.numpy(), COLOURS)
-        edges = brightness_edges(floor if name == 'Floor' else paint(h.scores[name]))
+        edges = brightness_edges(get_cat_rgb(h.cats.numpy(), COLOURS) if name == 'Floor' else
+                                 paint(h.scores[name]))
         sharp = np.hypot(*edges).mean() / strength.mean()
         alike = np.corrcoef(edges.ravel(), true.ravel())[0, 1]
         found |= {f'Sharp{name}': [sharp, RATIO], f'Alike{name}': [alike, RATIO]}
@@ -725,10 +725,8 @@ def trained(measured):
                   f'CurveAccuracy{name}': [float(record['val_accuracy']), SHARE]}
 
     def column(name, measure, factor=1):
-        values = {int(run['seed']): factor * float(run[measure]) for run in runs if run['run'] == name}
-        if missing := set(SEEDS) - set(values):
-            raise InputError(f'{name} was not trained with seed {min(missing)}: run without --only')
-        return [values[seed] for seed in SEEDS]
+        values = experiments.by_seed([run for run in runs if run['run'] == name], measure, SEEDS, name)
+        return [factor * value for value in values]
 
     def gain(name, first):
         """In points, seed by seed."""
@@ -857,13 +855,11 @@ def typeset():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
-    parser.add_argument('--jobs', type=int, default=1, help='trainings at a time (default: 1)')
+    parser.add_argument('--jobs', type=number(int, 1), default=1, help='trainings at a time (default: 1)')
     parser.add_argument('--only', choices=['macros'],
                         help='do not measure: make the macros and the PDF from the result files')
     parser.add_argument('--no-pdf', action='store_true', help='do without LaTeX')
     args = parser.parse_args()
-    if args.jobs < 1:
-        parser.error('--jobs must be at least 1')
     if args.data == 'sample':
         raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
     if args.only is None:
