@@ -633,6 +633,7 @@ def draw_curves(history, path, title, marks={}):
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.set(xlabel='epoch', xlim=(0.5, len(epochs) + 0.5), title=measure)
             axes.grid(alpha=0.3)
+            axes.margins(y=0.25)  # room for the legend
             axes.legend()
         figure.suptitle(title)
 
