@@ -75,10 +75,11 @@ KMEANS_RESTARTS = 10  # one run alone often ends in an optimum a percent worse
 NUM_LEVELS = 3 * 255 + 1  # of grey: sums of red, green and blue
 SMOOTHING = 100.0  # pixels; a grey level of the training horses has thousands
 ETA = 32  # the weights are averaged over about the last 1/32 of the steps
-ANNEALED = 0.38  # the temperature of Zhang, Isola and Efros (2016)
 IMAGE_CHECKPOINT = Path('weights/unet_prior_all_k3_f64.pkl')  # of --image: it knows more than horses
 BAND = 2**20  # pixels of a picture that are coloured at a time
-IMAGE_SIZE = 128  # 64 leaves larger blots; both were looked at on photographs
+IMAGE_SIZE = 224  # pixels a side of a photograph, as the network sees it
+VIEWS = 1, 2, 4  # it sees that, a half, a quarter: better than one of them by itself
+SATURATION = 1.4  # of a photograph: the mean of what is likely is paler than any of it
 RADIUS, FLATNESS = 2, 1e-3  # of the guided filter: pixels that the network sees, and a variance of the grey
 STAT, QUOTA = Path('/proc/stat'), Path('/sys/fs/cgroup/cpu.max')  # what Linux tells of its cores
 SAMPLE = 'sample pictures'  # what lines and figures call --data sample
@@ -999,18 +1000,27 @@ def load_state(path, settings, parts, generator):
 # ---- Pictures of the user -----------------------------------------------------------------------------
 
 
-def colourize(grey, model, colours, temperature=ANNEALED, size=IMAGE_SIZE):
+def colourize(grey, model, colours, temperature=1.0, size=IMAGE_SIZE, saturation=SATURATION):
     """Colour a grey picture, an array [H, W] in [0, 1]: RGB, float32 [H, W, 3], with that grey as its mean.
 
-    The network, in eval mode, sees it with about `size` x `size` pixels, and not enlarged. Of what it answers
-    only the chroma is used, the difference of each channel from their mean: brought up to the full size along
-    the edges of the grey, and made weaker where it would lead out of [0, 1]. Colours and temperature: see
+    The network, in eval mode, sees it with about `size` x `size` pixels, a half and a quarter of that a side,
+    and not enlarged. Of what it answers only the chroma is used, the difference of each channel from their
+    mean. The mean of the three, `saturation` times as large, is brought up to the full size along the edges
+    of the grey, and made weaker where it would lead out of [0, 1]. Colours and temperature: see
     `scores_to_rgb`.
     """
     rgb = np.empty((*np.shape(grey), 3), np.float32)
-    for rows, band in colour_bands(grey, model, colours, temperature, size):
+    for rows, band in colour_bands(grey, model, colours, temperature, size, saturation):
         rgb[rows] = band
     return rgb
+
+
+def shrink(grey, size):
+    """A grey picture [1, 1, H, W] with at most about size x size pixels, its sides multiples of 4."""
+    scale = min(1, size / math.sqrt(math.prod(grey.shape[2:])))
+    longest = max(1, size**2 // 16)  # blocks of 4x4 pixels: a picture of 1 x N pixels becomes one block wide
+    return F.interpolate(grey, [4 * min(max(1, round(side * scale / 4)), longest) for side in grey.shape[2:]],
+                         mode='bilinear', antialias=True)
 
 
 def follow_edges(grey, chroma):
@@ -1028,17 +1038,17 @@ def follow_edges(grey, chroma):
 
 
 @torch.no_grad()
-def colour_bands(grey, model, colours, temperature, size):
+def colour_bands(grey, model, colours, temperature, size, saturation):
     """Yield what `colourize` returns in bands, which take little memory: rows, a slice, and their RGB."""
     grey = torch.from_numpy(np.asarray(grey, np.float32))[None, None]
-    height, width = sides = grey.shape[2:]
-    scale = min(1, size / math.sqrt(math.prod(sides)))
-    longest = size**2 // 16  # blocks of 4x4 pixels: a picture of 1 x N pixels becomes one block wide
-    small = F.interpolate(grey, [4 * min(max(1, round(side * scale / 4)), longest) for side in sides],
-                          mode='bilinear', antialias=True)
-    scores = model(small.to(model.finalconv.weight.device) * 255 / MAX_PIXEL)
-    rgb = torch.from_numpy(scores_to_rgb(scores, colours, temperature))
-    line = torch.cat(follow_edges(small, rgb - rgb.mean(dim=1, keepdim=True)), dim=1)
+    height, width = grey.shape[2:]
+    small, line = shrink(grey, size), 0
+    for part in VIEWS:
+        view = shrink(small, size // part)
+        scores = model(view.to(model.finalconv.weight.device) * 255 / MAX_PIXEL)
+        rgb = torch.from_numpy(scores_to_rgb(scores, colours, temperature))
+        line_of_view = torch.cat(follow_edges(view, rgb - rgb.mean(dim=1, keepdim=True)), dim=1)
+        line += saturation / len(VIEWS) * F.interpolate(line_of_view, small.shape[2:], mode='bicubic')
     line = F.interpolate(line, (height, small.shape[3]), mode='bicubic')  # only higher: still small
     for start in range(0, height, max(1, BAND // width)):
         rows = slice(start, start + max(1, BAND // width))
@@ -1050,7 +1060,7 @@ def colour_bands(grey, model, colours, temperature, size):
         yield rows, (lit + tint * room.clamp(max=1))[0].movedim(0, -1).clamp(0, 1).numpy()
 
 
-def colour_files(paths, model, colours, outdir, temperature=ANNEALED, size=IMAGE_SIZE):
+def colour_files(paths, model, colours, outdir, temperature, size, saturation):
     """--image: `colourize` files into outdir; a bad one does not stop the others, but the status is 1."""
     from PIL import Image
     check_writable(outdir / f'{os.getpid()}_colour.png')  # hardly a file of the user
@@ -1070,7 +1080,7 @@ def colour_files(paths, model, colours, outdir, temperature=ANNEALED, size=IMAGE
         try:
             picture = read_picture(path)
             pixels = np.empty((*picture.grey.shape, 3), np.uint8)
-            for rows, band in colour_bands(picture.grey, model, colours, temperature, size):
+            for rows, band in colour_bands(picture.grey, model, colours, temperature, size, saturation):
                 pixels[rows] = (255 * band).round()
             if picture.alpha is not None:
                 pixels = np.dstack([pixels, picture.alpha])
@@ -1184,9 +1194,12 @@ def parse_args(argv=None):
          help='train with a table of how probable each colour is at each grey level, which has E entries '
          '(default: %(const)s)')
     flag('--temperature', type=temperature, metavar='T', help='how scores become a colour: 0 takes '
-         f'the likeliest one, 1 the mean, between them is annealed (default: 0; {ANNEALED} with --image)')
+         'the likeliest one, 1 the mean, between them is annealed (default: 0; 1 with --image)')
     flag('--image_size', type=number(int, 4, 4096), default=IMAGE_SIZE, metavar='N',
-         help='the network sees the pictures of --image with about N x N pixels (default: %(default)s)')
+         help='the network sees the pictures of --image with about N x N pixels, and with a half and a quarter '
+         'of N (default: %(default)s)')
+    flag('--saturation', type=number(float, 0, 100), default=SATURATION, metavar='S',
+         help='the colours of --image are S times as strong as those of the network (default: %(default)s)')
     modes.add_argument('--valid', action='store_true', help='only evaluate the network in --checkpoint')
     modes.add_argument('--image', type=Path, nargs='+', action='extend', metavar='FILE', help='colour these '
                        f'pictures, with the network in --checkpoint (default: {IMAGE_CHECKPOINT})')
@@ -1199,7 +1212,7 @@ def parse_args(argv=None):
         args.model = args.model or 'UNet'
         args.checkpoint = args.checkpoint or IMAGE_CHECKPOINT
     if args.temperature is None:
-        args.temperature = ANNEALED if args.image else 0.0
+        args.temperature = float(bool(args.image))
     if not (args.model or args.kmeans):
         parser.error('choose a network with --model CNN, UNet or DUNet')
     if args.valid and not args.checkpoint:
@@ -1455,7 +1468,7 @@ def main():
         return print(summary_table(model))
     if args.image:
         sys.exit(colour_files(args.image, model.to(choose_device(args.gpu)), colours, args.outdir,
-                              args.temperature, args.image_size))
+                              args.temperature, args.image_size, args.saturation))
     name = args.model + '_prior' * hasattr(model, 'prior')
     train_and_evaluate(model, classification, name=name, file_name=f'eval_{name}', checkpoint=checkpoint,
                        settings=None if args.valid else training_settings(args), data=args.data,

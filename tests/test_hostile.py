@@ -463,6 +463,7 @@ CNN_WEIGHTS = 'weights/cnn_k3_f32.pkl'
         '--temperature': (HUGE, 'nan', 'inf', 'hot'), '--category': ('-1', HUGE, '7.0', 'horse', "''"),
         '--schedule': ("''",), '--augment': ('flip_lr rotate',)}.items() for value in values),
     *((f'--image a.png --image_size {value}', 2, '--image_size') for value in ('0', '-8', HUGE, '1.5', 'x')),
+    *((f'--image a.png --saturation {value}', 2, '--saturation') for value in ('-1', '101', 'nan', 'inf', 'x')),
     *((f'--kmeans {value}', 2, '--kmeans') for value in ('0', '-1', '257', HUGE, '2.5', 'x')),
     ('-m cnn', 2, 'DUNet'), ('-m RegressionCNN', 2, 'RegressionCNN'), ('-m CNN --train', 2, '--train'),
     ('-m CNN --gpu 0', 2, '0'), ('-m CNN c.npy', 2, 'c.npy'), ('-m CNN --category None', 2, '--category'),
