@@ -78,8 +78,8 @@ ETA = 32  # the weights are averaged over about the last 1/32 of the steps
 IMAGE_CHECKPOINT = Path('weights/unet_prior_all_k3_f64.pkl')  # of --image: it knows more than horses
 BAND = 2**20  # pixels of a picture that are coloured at a time
 IMAGE_SIZE = 224  # pixels a side of a photograph, as the network sees it
-VIEWS = 1, 2, 4  # it sees that, a half, a quarter: better than one of them by itself
-SATURATION = 1.4  # of a photograph: the mean of what is likely is paler than any of it
+VIEWS = 1, 2, 4  # it sees the whole size, a half and a quarter: large and small things look familiar
+SATURATION = 1.4  # of photographs: a mean of likely colours is paler than each
 RADIUS, FLATNESS = 2, 1e-3  # of the guided filter: pixels that the network sees, and a variance of the grey
 STAT, QUOTA = Path('/proc/stat'), Path('/sys/fs/cgroup/cpu.max')  # what Linux tells of its cores
 SAMPLE = 'sample pictures'  # what lines and figures call --data sample
@@ -1196,8 +1196,8 @@ def parse_args(argv=None):
     flag('--temperature', type=temperature, metavar='T', help='how scores become a colour: 0 takes '
          'the likeliest one, 1 the mean, between them is annealed (default: 0; 1 with --image)')
     flag('--image_size', type=number(int, 4, 4096), default=IMAGE_SIZE, metavar='N',
-         help='the network sees the pictures of --image with about N x N pixels, and with a half and a quarter '
-         'of N (default: %(default)s)')
+         help='the network sees the pictures of --image with about N x N pixels, and with a half and a '
+         'quarter of N (default: %(default)s)')
     flag('--saturation', type=number(float, 0, 100), default=SATURATION, metavar='S',
          help='the colours of --image are S times as strong as those of the network (default: %(default)s)')
     modes.add_argument('--valid', action='store_true', help='only evaluate the network in --checkpoint')
@@ -1212,7 +1212,7 @@ def parse_args(argv=None):
         args.model = args.model or 'UNet'
         args.checkpoint = args.checkpoint or IMAGE_CHECKPOINT
     if args.temperature is None:
-        args.temperature = float(bool(args.image))
+        args.temperature = 1.0 if args.image else 0.0
     if not (args.model or args.kmeans):
         parser.error('choose a network with --model CNN, UNet or DUNet')
     if args.valid and not args.checkpoint:

@@ -126,7 +126,8 @@ def test_small_picture_is_the_networks_own_chroma_along_edges_with_the_grey(temp
     answer = scores_to_rgb(scores, pale, temperature)[0].astype(float)
     slope, offset = guided(grey.astype(float), answer - answer.mean(axis=0))
     expected = (saturation * (slope * grey + offset) + grey).transpose(1, 2, 0)
-    assert colourize(grey, model, pale, temperature, saturation=saturation) == pytest.approx(expected, abs=1e-4)
+    rgb = colourize(grey, model, pale, temperature, saturation=saturation)
+    assert rgb == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize('flag, times', [('--saturation 0', 0), ('--saturation 0.7', 0.5), ('', 1)])
@@ -570,7 +571,7 @@ def test_bands_are_the_picture_that_is_coloured_at_once(band, shape, model, monk
     monkeypatch.setattr(colourization, 'BAND', band)
     grey = np.random.default_rng(3).random(shape, dtype=np.float32)
     seen, answers = [], []
-    hook = model.register_forward_hook(lambda _, inputs, output: seen.extend(inputs) or answers.append(output))
+    hook = model.register_forward_hook(lambda _, views, answer: seen.extend(views) or answers.append(answer))
     rgb = colourize(grey, model, COLOURS, 0.38, size=32)
     hook.remove()
     assert [view.numel() for view in seen] == pytest.approx([32**2, 16**2, 8**2], rel=0.6)

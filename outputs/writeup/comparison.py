@@ -20,8 +20,9 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from colourization import (IMAGE_CHECKPOINT, SHOWN, UNet, colourfulness, colourize, draw_pictures,  # noqa: E402
-                           judge, load_model, mosaic, process, psnr, put_grey_back, run, scores_to_rgb)
+from colourization import (IMAGE_CHECKPOINT, SHOWN, UNet, colourfulness, colourize,  # noqa: E402
+                           draw_pictures, judge, load_model, mosaic, process, psnr, put_grey_back, run,
+                           scores_to_rgb)
 from load_data import InputError, check_writable, load_cifar10  # noqa: E402
 
 ANNEALED = 0.38  # the temperature of Zhang, Isola and Efros (2016)
