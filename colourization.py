@@ -1088,7 +1088,8 @@ def colour_files(paths, model, colours, outdir, temperature, size, saturation):
             if not inputs.isdisjoint(identities(result)):
                 raise InputError(f'{result} is itself a picture to colour: choose another --outdir')
             with whole_file(result) as file:
-                Image.fromarray(pixels).save(file, 'PNG', dpi=picture.dpi)
+                # Compressed as is usual, a large picture takes twice as long and is hardly smaller.
+                Image.fromarray(pixels).save(file, 'PNG', dpi=picture.dpi, compress_level=3)
             if picture.frames > 1:
                 note = f'note: {path} has {picture.frames} pages or frames: the first is coloured'
                 tqdm.write(one_line(note), file=sys.stderr)
