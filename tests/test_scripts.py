@@ -141,7 +141,7 @@ def test_readme_tells_what_the_shipped_weights_reach(name, loss, measure, comman
     assert float(measured[0]) < most and float(measured[1]) > least
 
 
-def test_readme_has_every_shipped_checkpoint_with_its_recipe():
+def test_readme_has_every_shipped_checkpoint_with_its_recipe_and_the_colours_are_there():
     shipped = {path.name for path in (ROOT / 'weights').glob('*.pkl')}
     assert {name for name, *_ in shipped_weights()} == shipped
     readme = (ROOT / 'README.md').read_text()
@@ -149,9 +149,11 @@ def test_readme_has_every_shipped_checkpoint_with_its_recipe():
     assert {name for _, _, name in recipes} == shipped
     for path in (ROOT / 'weights').glob('*.pkl'):
         torch.load(path, weights_only=True)
-    for script, flags, _ in recipes:
+    for script, flags, name in recipes:
         if script == 'colourization':
-            colourization.parse_args(shlex.split(flags))
+            args = colourization.parse_args(shlex.split(flags))
+            _, _, saved = colourization.read_checkpoint(ROOT / 'weights' / name)
+            assert np.array_equal(colourization.choose_colours(args.colours, args.category), saved), name
 
 
 def test_regression_is_trained(run_script, tmp_path):
