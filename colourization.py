@@ -78,7 +78,6 @@ ETA = 32  # the weights are averaged over about the last 1/32 of the steps
 IMAGE_CHECKPOINT = Path('weights/unet_prior_all_k3_f64.pkl')  # of --image: it knows more than horses
 BAND = 2**20  # pixels of a picture that are coloured at a time
 IMAGE_SIZE = 224  # pixels a side of a photograph, as the network sees it
-VIEWS = 1, 2, 4  # it sees the whole size, a half and a quarter: large and small things look familiar
 SATURATION = 1.4  # of photographs: a mean of likely colours is paler than each
 RADIUS, FLATNESS = 2, 1e-3  # of the guided filter: pixels that the network sees, and a variance of the grey
 STAT, QUOTA = Path('/proc/stat'), Path('/sys/fs/cgroup/cpu.max')  # what Linux tells of its cores
@@ -1043,12 +1042,12 @@ def colour_bands(grey, model, colours, temperature, size, saturation):
     grey = torch.from_numpy(np.asarray(grey, np.float32))[None, None]
     height, width = grey.shape[2:]
     small, line = shrink(grey, size), 0
-    for part in VIEWS:
-        view = shrink(small, size // part)
+    views = small, shrink(small, size // 2), shrink(small, size // 4)  # large and small things look familiar
+    for view in views:
         scores = model(view.to(model.finalconv.weight.device) * 255 / MAX_PIXEL)
         rgb = torch.from_numpy(scores_to_rgb(scores, colours, temperature))
         line_of_view = torch.cat(follow_edges(view, rgb - rgb.mean(dim=1, keepdim=True)), dim=1)
-        line += saturation / len(VIEWS) * F.interpolate(line_of_view, small.shape[2:], mode='bicubic')
+        line += saturation / len(views) * F.interpolate(line_of_view, small.shape[2:], mode='bicubic')
     line = F.interpolate(line, (height, small.shape[3]), mode='bicubic')  # only higher: still small
     for start in range(0, height, max(1, BAND // width)):
         rows = slice(start, start + max(1, BAND // width))
@@ -1088,7 +1087,7 @@ def colour_files(paths, model, colours, outdir, temperature, size, saturation):
             if not inputs.isdisjoint(identities(result)):
                 raise InputError(f'{result} is itself a picture to colour: choose another --outdir')
             with whole_file(result) as file:
-                # Compressed as is usual, a large picture takes twice as long and is hardly smaller.
+                # With Pillow's usual level, saving takes more than twice as long, for hardly a smaller file.
                 Image.fromarray(pixels).save(file, 'PNG', dpi=picture.dpi, compress_level=3)
             if picture.frames > 1:
                 note = f'note: {path} has {picture.frames} pages or frames: the first is coloured'

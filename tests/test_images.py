@@ -586,7 +586,7 @@ def test_bands_are_the_picture_that_is_coloured_at_once(band, shape, model, monk
     with np.errstate(divide='ignore'):
         room = np.minimum((1 - grey) / tint.max(0), grey / -tint.min(0))
     expected = grey[..., None] + np.moveaxis(tint * np.minimum(room, 1), 0, 2)
-    assert rgb == pytest.approx(expected.clip(0, 1), abs=1e-5)
+    assert rgb == pytest.approx(expected.clip(0, 1), abs=5e-6)
 
 
 @pytest.mark.slow
