@@ -11,8 +11,9 @@ import math
 
 from tqdm import tqdm
 
-from colourization import (MODELS, STAGES, data_name, draw_pictures, import_matplotlib, load_trained,
-                           make_parser, mosaic, number, process, run, say, scores_to_rgb)
+from colourization import (MODELS, STAGES, add_file_flags, add_network_flags, data_name, draw_pictures,
+                           import_matplotlib, load_trained, make_parser, mosaic, number_type, print_result,
+                           process, run, scores_to_rgb)
 from load_data import InputError, load_cifar10
 
 import torch  # after colourization, which tells its threads how to wait
@@ -48,19 +49,24 @@ def activation_panels(grey, rgb, prediction, maps):
 
 
 def main():
-    parser = make_parser('Draw what each stage of a trained network makes of validation pictures.')
-    parser.add_argument('index', type=number(int, 0), nargs='*', default=[0, 1, 2],
+    parser = make_parser('Draw what each stage of a trained network makes of validation pictures.', """\
+  %(prog)s --model CNN --checkpoint weights/cnn_k3_f32.pkl
+  %(prog)s 0 5 17 --model UNet --checkpoint weights/unet_k3_f32.pkl""")
+    parser.add_argument('index', type=number_type(int, 0), nargs='*', default=[0, 1, 2],
                         help='numbers of validation pictures (default: 0 1 2)')
-    parser.add_argument('-m', '--model', choices=MODELS, default='CNN', help='default: %(default)s')
-    parser.add_argument('-c', '--colours', metavar='FILE',
-                        help='the colours (default: those of the checkpoint, or the shipped ones)')
+    flag = parser.add_argument_group('the network').add_argument
+    flag('-m', '--model', choices=MODELS, default='CNN', help='default: %(default)s')
+    add_network_flags(flag)
+    flag('-c', '--colours', metavar='FILE',
+         help='its colours (default: those of the checkpoint, or the shipped ones)')
+    add_file_flags(parser.add_argument_group('data and results').add_argument)
     args = parser.parse_args()
     if not args.checkpoint:
         parser.error('name a trained network with --checkpoint FILE')
     model, colours = load_trained(args.model, args.checkpoint, args.category, args.colours, args.kernel,
                                   args.num_filters)
-    name, data = args.model + '_prior' * hasattr(model, 'prior'), data_name(args.data, args.category)
-
+    name = f'{args.model}_prior' if hasattr(model, 'prior') else args.model
+    data = data_name(args.data, args.category)
     import_matplotlib()
     rgb, grey = process(*load_cifar10(args.data)[1], category=args.category)
     if max(args.index) >= len(rgb):
@@ -78,7 +84,7 @@ def main():
         draw_pictures(list(panels.values()), folders[i] / f'overview_{index}.png',
                       f'{name} from grey to colour: picture {index}, {data}', columns=4)
     for folder in folders:
-        say(f'Wrote {folder}', data)
+        print_result(f'Wrote {folder}', data)
 
 
 if __name__ == '__main__':

@@ -9,8 +9,8 @@ The network is the CNN of colourization.py with three outputs, trained on square
 
 from pathlib import Path
 
-from colourization import (CNN, KERNEL, NUM_FILTERS, add_training_flags, check_checkpoint, load_model,
-                           make_parser, run, summary_table, train_and_evaluate, training_settings)
+from colourization import (CNN, KERNEL, NUM_FILTERS, add_file_flags, add_network_flags, add_training_flags,
+                           check_checkpoint, load_model, make_parser, run, summary_table, train_and_evaluate)
 
 import torch  # after colourization, which tells its threads how to wait
 import torch.nn.functional as F
@@ -31,15 +31,22 @@ def regression(outputs, rgb):
 
 
 def main():
-    parser = make_parser('Train or evaluate a network that predicts RGB with squared error.')
-    add_training_flags(parser, parser.add_mutually_exclusive_group())
-    parser.add_argument('--train', action='store_true',
-                        help=f'train a network; without it, --checkpoint or {CHECKPOINT} is evaluated')
+    parser = make_parser('Train or evaluate a network that predicts RGB with squared error.', f"""\
+  %(prog)s              evaluate {CHECKPOINT}
+  %(prog)s --train      train such weights""")
+    group = parser.add_argument_group('what to do')
+    modes = group.add_mutually_exclusive_group()
+    modes.add_argument('--train', action='store_true',
+                       help=f'train a network; otherwise --checkpoint or {CHECKPOINT} is evaluated')
+    modes.add_argument('--summary', action='store_true', help='only print the layers of the network')
+    group.add_argument('--resume', action='store_true', help='with --train: continue an interrupted training')
+    add_network_flags(parser.add_argument_group('the network').add_argument)
+    add_training_flags(parser.add_argument_group('training').add_argument)
+    add_file_flags(parser.add_argument_group('data and results').add_argument)
+    parser.set_defaults(temperature=0.0)
     args = parser.parse_args()
     if args.resume and not args.train:
-        parser.error('--resume goes on with a training: add --train')
-    if args.summary and args.train:
-        parser.error('--summary only prints layers: leave out --train')
+        parser.error('--resume continues a training: add --train')
 
     checkpoint = args.checkpoint
     if args.train or (args.summary and not checkpoint):
@@ -55,10 +62,8 @@ def main():
                               args.kernel, args.num_filters)
     if args.summary:
         return print(summary_table(model))
-    train_and_evaluate(model, regression, name='RegressionCNN', file_name='regression_output',
-                       checkpoint=checkpoint, settings=training_settings(args) if args.train else None,
-                       data=args.data, category=args.category, held_out=args.hold_out, outdir=args.outdir,
-                       gpu=args.gpu, plot=args.plot)
+    train_and_evaluate(model, regression, args, train_it=args.train, name='RegressionCNN',
+                       file_name='regression_output', checkpoint=checkpoint)
 
 
 if __name__ == '__main__':

@@ -17,9 +17,7 @@ import secrets
 import tarfile
 import time
 import warnings
-import zipfile
 from contextlib import contextmanager
-from fnmatch import filter as matching
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -48,22 +46,18 @@ BATCHES = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
 PICTURES_A_BATCH = 10_000
 ARCHIVES = r'cifar-10-(python|batches-py).*\.(tar|gz|tgz)(\.\d+)?|cifar-10-batches-py-target_archive'
 ZIP = 'a zip archive: unpack it, and name the folder that comes out of it'
-OTHERS = {  # what people have instead, and the names of files and folders that tell: all words of a pattern
-    f'CIFAR-100: CIFAR-10 is needed, {ARCHIVE}':
-        ['cifar-100*', 'fine_label_names.txt', 'meta test train', 'meta.mat test.mat train.mat'],
-    f'the binary version of CIFAR-10: the Python version is needed, {ARCHIVE}':
-        ['cifar-10-bin*', 'cifar-10-batches-bin*', '*_batch*.bin'],
-    f'the MATLAB version of CIFAR-10: the Python version is needed, {ARCHIVE}':
-        ['cifar-10-mat*', 'cifar-10-batches-mat*', '*_batch*.mat'],
-    ZIP: ['cifar*.zip', 'archive.zip'],
+OTHERS = {  # what people have instead, and a pattern of the names of its files and folders
+    'CIFAR-100': r'cifar-100.*|fine_label_names\.txt|meta(\.mat)?',
+    'CIFAR-10 in its binary version': r'cifar-10(-batches)?-bin.*|.*_batch.*\.bin',
+    'CIFAR-10 in its MATLAB version': r'cifar-10(-batches)?-mat.*|.*_batch.*\.mat',
 }
 LARGEST_ARCHIVE = 256 << 20  # bytes, unpacked; the real one has 186 million
 MOST_READS = 10_000  # of an archive; the real one takes about 250
 HORSE = 7  # the class that the assignment colours
 MAX_COLOURS = 256  # the last layer grows with their square, and the scores take memory for each
-ORIENTATION = 274  # the tag of EXIF and TIFF
-TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # what it says: the transpose() that mends it
-RAW = '.3fr .arw .cr2 .dcr .dng .erf .kdc .mef .mos .nef .nrw .pef .sr2 .srf .srw'.split()  # of cameras
+# Tags of TIFF, of which EXIF has some
+(SUBFILE, BITS, PHOTOMETRIC, MAKER, ORIENTATION, SUB_IFDS, DNG_VERSION) = 254, 258, 262, 271, 274, 330, 50706
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientation: the transpose() that mends it
 MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first four are (a) to (d) of F.1
 ZOOM = 0.25  # at most a quarter closer or farther
 
@@ -78,7 +72,7 @@ def one_line(error):
     return ' '.join(printable.split()) or type(error).__name__
 
 
-def instead(path):
+def what_it_is_instead(path):
     """What a file is instead of what its name says: words for an error, '' if its start does not tell."""
     with open(path, 'rb') as file:
         start = file.read(200).lstrip(b'\xef\xbb\xbf \r\n\t').lower()
@@ -95,11 +89,10 @@ def instead(path):
 def load_cifar10(where=None):
     """Load CIFAR-10 from a folder or archive; None is `data/` beside this file, and 'sample' load_sample().
 
-    `where` is a folder that holds (or is) `cifar-10-batches-py/`, or holds `cifar-10-python.tar.gz`; or the
-    path of such an archive. Into an empty folder, and into `data/` if it has neither, the archive is fetched.
-
-    Returns (x_train, y_train), (x_test, y_test): uint8 pictures [N, 3, 32, 32] of 0 to 255 and uint8 labels
-    [N, 1] of 0 to 9; 50,000 and 10,000 of them. Raises InputError if it cannot be had, or is not CIFAR-10.
+    `where` is a folder that holds (or is) `cifar-10-batches-py/`, or holds `cifar-10-python.tar.gz`; or is such
+    an archive; into an empty folder, and into `data/` if it has neither, that is downloaded. Returns
+    (x_train, y_train), (x_test, y_test): uint8 pictures [N, 3, 32, 32] of 0 to 255 and uint8 labels [N, 1] of
+    0 to 9; 50,000 and 10,000 of them. Raises InputError if it cannot be had, or is not CIFAR-10.
     """
     if where == 'sample':
         return load_sample()
@@ -111,9 +104,7 @@ def load_cifar10(where=None):
     y = np.empty((len(BATCHES), PICTURES_A_BATCH, 1), np.uint8)
     missing = set(BATCHES)
     for name, file in tqdm(batches, 'Reading CIFAR-10', len(BATCHES), leave=False, disable=None):
-        if name not in missing:
-            raise InputError(f'{where}: {name} is there twice; remove it and get the data set again')
-        missing.remove(name)
+        missing.discard(name)
         i = BATCHES.index(name)
         try:
             x[i], y[i] = read_batch(file)
@@ -131,47 +122,60 @@ def find_cifar10(where):
         return where
     is_default = os.path.realpath(where) == os.path.realpath(Path(__file__).with_name('data'))
     if not where.is_dir() and not is_default:
-        raise InputError(f'{where}: there is no such archive or folder: CIFAR-10 is fetched only into data/ '
-                         '(leave --data out) or into an empty folder that you make')
-
-    def whole_batches(folder):
-        files = [folder / name for name in BATCHES]
-        return sum(file.is_file() and file.stat().st_size > PICTURES_A_BATCH * 3072 for file in files)
-    folders = [folder for folder in (where, where / FOLDER, *sorted(where.glob(f'*/{FOLDER}')))
-               if any((folder / name).is_file() for name in BATCHES)]
-    folder = max(folders, key=whole_batches, default=None)
+        raise InputError(f'{where}: there is no such archive or folder: CIFAR-10 is downloaded only into '
+                         'data/ (leave --data out) or into an empty folder that you make')
+    folder = find_folder(where)
     if folder and whole_batches(folder) == len(BATCHES):
         return folder
     names = sorted(os.listdir(where)) if where.is_dir() else []
-    archives = [name for name in names if re.fullmatch(ARCHIVES, name.lower()) and (where / name).is_file()]
-    archives = [name for name in (ARCHIVE, f'{FOLDER}.tar.gz') if name in archives][:1] or archives
-    if len(archives) > 1:
-        raise InputError(f'{where}: it holds {" and ".join(archives)}: name the one that you mean with '
-                         '--data')
-    if archives:
-        return where / archives[0]
-    if folder:
-        return folder  # reading it says what is missing
+    if archive_or_part := find_archive(where, names) or folder:
+        return archive_or_part  # reading a part says what is missing
     if not is_default and not all(name.startswith('.') for name in names):
-        words = instead_by_names(names) or (f'no CIFAR-10: put {ARCHIVE} there, or name an empty folder to '
-                                            'fetch it into')
+        words = known_by_names(names) or (f'no CIFAR-10: put {ARCHIVE} there, or name an empty folder to '
+                                          'download it into')
         raise InputError(f'{where}: it holds {words}')
     fetch(where)
     return where / ARCHIVE
 
 
-def instead_by_names(names):
+def find_folder(where):
+    """The folder with the most batches in or below a path, or None."""
+    folders = [folder for folder in (where, where / FOLDER, *sorted(where.glob(f'*/{FOLDER}')))
+               if any((folder / name).is_file() for name in BATCHES)]
+    return max(folders, key=whole_batches, default=None)
+
+
+def whole_batches(folder):
+    """How many files of batches a folder has that are large enough."""
+    files = [folder / name for name in BATCHES]
+    return sum(file.is_file() and file.stat().st_size > PICTURES_A_BATCH * 3072 for file in files)
+
+
+def find_archive(where, names):
+    """The archive among the names of files in a folder, or None; InputError if there are several."""
+    archives = [name for name in names if re.fullmatch(ARCHIVES, name.lower()) and (where / name).is_file()]
+    for usual in (ARCHIVE, f'{FOLDER}.tar.gz'):
+        if usual in archives:
+            return where / usual
+    if len(archives) > 1:
+        raise InputError(f'{where}: it holds {" and ".join(archives)}: name one of them with --data')
+    return where / archives[0] if archives else None
+
+
+def known_by_names(names):
     """What files of these names are instead of CIFAR-10 for Python, and what to do; '' if they don't tell."""
-    names = [name.lower() for name in names]
-    return next((words for words, patterns in OTHERS.items() for pattern in patterns
-                 if all(matching(names, word) for word in pattern.split())), '')
+    if any(re.fullmatch(r'(cifar.*|archive)\.zip', name.lower()) for name in names):
+        return ZIP
+    return next((f'{kind}: the Python version of CIFAR-10 is needed, {ARCHIVE}'
+                 for kind, pattern in OTHERS.items()
+                 if any(re.fullmatch(pattern, name.lower()) for name in names)), '')
 
 
 def read_folder(folder):
     """Yield the name of each batch in an unpacked folder and its opened file."""
     for name in BATCHES:
         if (folder / name).is_file():
-            if words := instead(folder / name):
+            if words := what_it_is_instead(folder / name):
                 raise InputError(f'{folder / name}: {words}')
             with open(folder / name, 'rb') as file:
                 yield name, file
@@ -181,7 +185,7 @@ def read_archive(path):
     """Yield the name of each batch in the archive and its opened file; nothing is unpacked."""
     with open(path, 'rb') as file:
         start = file.read(2)
-    words = instead(path)
+    words = what_it_is_instead(path)
     if start == b'PK':
         words = f'this is {ZIP}'
     elif start[:1] == b'\x80':  # so a pickle starts
@@ -198,9 +202,9 @@ def read_archive(path):
                     folder, _, name = member.name.removeprefix('./').partition('/')
                     if folder == FOLDER and name in BATCHES and member.isreg():
                         yield name, archive.extractfile(member)
-    except Exception as e:  # a broken archive can raise nearly anything
+    except Exception as e:
         error = e
-    if FOLDER not in names and (words := instead_by_names(names)):
+    if FOLDER not in names and (words := known_by_names(names)):
         raise InputError(f'{path}: this is {words}') from error
     if error:
         words = f'cannot be read ({one_line(error)[:200]})'
@@ -208,10 +212,7 @@ def read_archive(path):
 
 
 class Bounded:
-    """A file for tarfile that goes no further than LARGEST_ARCHIVE and ends after MOST_READS.
-
-    A few bytes of gzip can unpack to terabytes, and wrong sizes can lead round in a circle.
-    """
+    """A file for tarfile with bounds: a few bytes can unpack to terabytes, or lead round in a circle."""
 
     def __init__(self, file):
         self.file, self.tell, self.reads = file, file.tell, 0
@@ -289,8 +290,7 @@ def receive(url, may_be_slow):
 def load_sample():
     """32x32 crops of scikit-learn's two photographs, in the same arrays as CIFAR-10's.
 
-    3,000 training crops, and 500 for validation from strips of the photographs that no training crop touches;
-    all are labelled as horses.
+    3,000 training crops, and 500 for validation from strips that no training crop touches; all are horses.
     """
     from sklearn.datasets import load_sample_images
     rng = np.random.default_rng(0)
@@ -336,11 +336,7 @@ class PickledArray:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays, lists, dicts and numbers, and can run no code.
-
-    A pickle names the functions that build its objects. The few that numpy's pickles need are replaced by the
-    ones above, so not even numpy's own are called with foreign arguments.
-    """
+    """Unpickles numpy arrays, lists, dicts and numbers, without the functions that a pickle asks to call."""
 
     def find_class(self, module, name):
         match module.replace('numpy._core', 'numpy.core'), name:
@@ -356,13 +352,10 @@ class ArrayUnpickler(pickle.Unpickler):
 
 
 def safe_unpickle(file):
-    """Unpickle numbers, lists, dicts and arrays; raises InputError where a file has anything else.
-
-    Arrays come as PickledArray, and text of Python 2 as bytes.
-    """
+    """Unpickle numbers, lists, dicts and arrays (as PickledArray); InputError if a file has anything else."""
     try:
         return ArrayUnpickler(file, encoding='bytes').load()
-    except Exception as e:  # a broken pickle can raise nearly anything
+    except Exception as e:
         raise InputError(f'cannot be read ({one_line(e)[:200]})') from e
 
 
@@ -379,10 +372,9 @@ def is_of(category, ys):
 
 
 def hold_out(pictures, count, category=HORSE):
-    """Keep the last pictures of a category, or of 'all', out of the training set, to choose settings on.
+    """Split pictures [N, 3, 32, 32] and labels [N, 1]: the last of a category are to choose settings on.
 
-    Takes pictures [N, 3, 32, 32] and labels [N, 1]; returns two such pairs: the others, and those held out.
-    Raises InputError if none of the category would be left to train on.
+    Raises InputError if none of the category, or of 'all', would be left to train on.
     """
     xs, ys = pictures
     candidates = np.flatnonzero(is_of(category, ys))
@@ -394,10 +386,7 @@ def hold_out(pictures, count, category=HORSE):
 
 
 def batches(tensors, batch_size, generator=None, augmentations=()):
-    """Cut tensors [N, C, H, W] of the same pictures into batches.
-
-    If a generator is given, they come in a new random order, augmented as `augment` says.
-    """
+    """Cut tensors [N, C, H, W] of the same pictures into batches; with a generator shuffled and augmented."""
     n, device = len(tensors[0]), tensors[0].device
     order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
     for indices in order.to(device, non_blocking=True).split(batch_size):
@@ -408,10 +397,9 @@ def batches(tensors, batch_size, generator=None, augmentations=()):
 def augment(tensors, moves, generator):
     """Mirror, shift and zoom each picture of a batch at random (handout, question F.1, a to d).
 
-    Half of them are mirrored; a third is shifted one pixel, a third the other way. Zooming scales a picture
-    about its middle, shifts it by up to an eighth, and takes the nearest pixels. What is then missing at the
-    edge is reflected. Tensors [N, C, H, W] of the same pictures move together, as a generator of the CPU
-    decides; words that are not in MOVES are ignored.
+    Half are mirrored; a third is shifted one pixel, a third the other way. Zooming scales a picture about its
+    middle, shifts it by up to an eighth, and takes the nearest pixels; the edge is reflected. Tensors
+    [N, C, H, W] of the same pictures move together, as a generator of the CPU decides.
     """
     (n, _, height, width), device = tensors[0].shape, tensors[0].device
     if 'zoom' in moves:
@@ -443,16 +431,12 @@ def augment(tensors, moves, generator):
 def load_colours(path):
     """Read colours, float32 [K, 3] in [0, 1], from an .npy file of ours or of the course.
 
-    An .npz file of one such array will do. The course's files hold a pickled object array `(centres,
-    distortion)`. It is read without running anything that the pickle asks for. Raises InputError if the file
-    holds no colours.
+    The course's files hold a pickled object array `(centres, distortion)`, which is read without running
+    anything that the pickle asks for. Raises InputError if the file holds no colours.
     """
     with open(path, 'rb') as file:
         try:
-            start = file.peek(6)[:6]
-            if start[:2] == b'PK':
-                file = only_array(file)
-            elif start != b'\x93NUMPY':
+            if file.peek(6)[:6] != b'\x93NUMPY':
                 raise ValueError('it is no NumPy array')
             np.lib.format.read_magic(file)
             if np.lib.format.read_array_header_1_0(file)[2].hasobject:
@@ -460,35 +444,26 @@ def load_colours(path):
             else:
                 file.seek(0)
                 colours = np.load(file, allow_pickle=False)
-        except Exception as e:  # a broken or hostile file can raise nearly anything
+        except Exception as e:
             words = (f'not a file of colours ({one_line(e)[:75]}): an .npy file with a float array [K, 3] in '
                      '[0, 1] is needed (--kmeans makes one)')
-            raise InputError(f'{path}: {instead(path) or words}') from e
-    return check_colours(colours, path)
+            raise InputError(f'{path}: {what_it_is_instead(path) or words}') from e
+    try:
+        return check_colours(colours)
+    except InputError as e:
+        raise InputError(f'{path}: {e}') from e
 
 
-def only_array(file):
-    """The one array in an opened .npz file, like an .npy file; ValueError if it holds none or several."""
-    with zipfile.ZipFile(file) as archive:
-        names = [name for name in archive.namelist() if name.endswith('.npy')]
-        if len(names) != 1:
-            arrays = ', '.join(name.removesuffix('.npy') for name in names)
-            raise ValueError(f'save one of its arrays alone: {arrays}' if names else 'it is no NumPy array')
-        with archive.open(names[0]) as array:
-            return io.BytesIO(array.read(1 << 14))  # no colours have more, but a bomb does
-
-
-def check_colours(colours, path):
+def check_colours(colours):
     """The colours as float32; raises InputError if they are not [K, 3] numbers in [0, 1]."""
     shape, kind = getattr(colours, 'shape', ()), getattr(getattr(colours, 'dtype', None), 'kind', 'O')
     if len(shape) != 2 or shape[1] != 3 or kind not in 'fiu' or not 2 <= shape[0] <= MAX_COLOURS:
-        raise InputError(f'{path}: its colours are not a float array [K, 3] with K from 2 to {MAX_COLOURS}')
+        raise InputError(f'its colours are not a float array [K, 3] with K from 2 to {MAX_COLOURS}')
     low, high = colours.min(), colours.max()
     if low >= 0 and 2 < high <= 256:
-        raise InputError(f'{path}: its colours are from 0 to 255: divide them by 256, as the pictures are '
-                         '(float, in [0, 1])')
+        raise InputError('its colours are from 0 to 255: divide them by 256, as the pictures are')
     if kind != 'f' or not (low >= 0 and high <= 1):  # which is not the same for NaN
-        raise InputError(f'{path}: its colours are not all floats between 0 and 1')
+        raise InputError('its colours are not all floats between 0 and 1')
     return colours.astype(np.float32)
 
 
@@ -497,15 +472,10 @@ class Picture(NamedTuple):
 
     grey: np.ndarray  # float32 [H, W] in [0, 1]: the mean of red, green and blue
     alpha: np.ndarray | None  # uint8 [H, W]
-    dpi: tuple[float, float] | None  # across and down
-    frames: int  # pages or frames in the file, of which this is the first
 
 
 def read_picture(path):
-    """Read a picture file of any kind that Pillow knows, in sRGB and upright as its EXIF says: a `Picture`.
-
-    Raises InputError if it is no picture, damaged, absurdly large, or a camera's raw file.
-    """
+    """Read a picture file that Pillow knows, in sRGB and upright; InputError if it is none, or damaged."""
     from PIL import Image, PngImagePlugin, UnidentifiedImageError
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: a long text does no harm
     if os.path.isdir(path):
@@ -515,7 +485,7 @@ def read_picture(path):
             warnings.simplefilter('ignore')  # if a file is damaged, the error is enough
             # a file, not a path: Pillow 13 maps the latter, and then garbles a turned TIFF
             with open(path, 'rb') as file, Image.open(file) as image:
-                refuse_unlike_seen(image, path)
+                refuse_unlike_seen(image)
                 return decode(image)
     except FileNotFoundError as e:
         if not set('*?[') & set(str(path)):
@@ -523,24 +493,26 @@ def read_picture(path):
         raise InputError(f'{path}: there is no such file: if it is a pattern, check the folder and leave '
                          'out quotes') from e
     except UnidentifiedImageError as e:
-        raise InputError(f'{path}: ' + (instead(path) or 'it is empty, damaged or of an unknown kind: get it '
-                                        'again, or save it as JPEG or PNG')) from e
+        words = what_it_is_instead(path) or ('it is empty, damaged or of an unknown kind: get it again, or '
+                                             'save it as JPEG or PNG')
+        raise InputError(f'{path}: {words}') from e
     except Image.DecompressionBombError as e:
         raise InputError(f'{path}: it has more than {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels: '
                          'make it smaller in a picture editor') from e
     except InputError as e:
         raise InputError(f'{path}: {e}') from e
-    except Exception as e:  # a broken file can raise nearly anything
+    except Exception as e:
         raise InputError(f'{path}: it cannot be read ({one_line(e)}): get it again') from e
 
 
-def refuse_unlike_seen(image, path):
+def refuse_unlike_seen(image):
     """Raise InputError if Pillow would make of a file what its owner has never seen."""
     tags = getattr(image, 'tag_v2', {})  # of TIFF, which most cameras' raw files are
     if image.format == 'TIFF':
         image.fp.seek(8)
-        if (50706 in tags or image.fp.read(2) == b'CR' or Path(path).suffix.lower() in RAW  # DNG, Canon's CR2
-                or tags.get(254, 0) & 1 and (271 in tags or 330 in tags)):  # small, and a camera's or not all
+        is_small = tags.get(SUBFILE, 0) & 1
+        if (DNG_VERSION in tags or image.fp.read(2) == b'CR'  # Canon's CR2
+                or is_small and (MAKER in tags or SUB_IFDS in tags)):
             raise InputError("it is a camera's raw file, which begins with a preview: open it in a photo "
                              'program and save it as JPEG or PNG')
     if image.mode == 'F' or image.mode == 'I' and image.format not in ('PPM', 'PNG'):
@@ -553,61 +525,58 @@ def refuse_unlike_seen(image, path):
 def decode(image):
     """The `Picture` in a file that Pillow has opened."""
     from PIL import Image
-    opened, tags = image, getattr(image, 'tag_v2', {})
-    turned = tags.get(ORIENTATION)  # of TIFF, which Pillow puts upright itself
+    tags = getattr(image, 'tag_v2', {})
     stored = image.tile[0][3] if image.tile else None  # how the file has the pixels, which Pillow changes
     image.load()
-    profile, clear = image.info.get('icc_profile'), image.info.get('transparency')
-    if stored == 'RGB;16B' and clear:  # Pillow brings the pixels to 8 bits, not the transparent colour
-        image.info['transparency'] = tuple(value >> 8 for value in clear)
-    elif stored in ('L;2', 'L;4') and clear is not None:
-        image.info['transparency'] = clear * {'L;2': 85, 'L;4': 17}[stored]
-    try:
-        orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # nothing else in it matters, so a broken one is none
-        orientation = None
-    if orientation in TURNS:
-        image = image.transpose(TURNS[orientation])
-
+    profile = image.info.get('icc_profile')
+    image = upright(image)
     if image.mode == 'La' or stored == 'LA;16B':
         image = image.convert('LA')
-    alpha, is_grey = None, image.mode == '1' or image.mode[0] in 'LI' and image.mode != 'LAB'
-    if image.mode[0] == 'I':  # 16 bits, which convert() would cut off
-        white = 2**tags.get(258, (16,))[0] - 1  # of TIFF; 12 bits are not scaled
-        grey = np.asarray(image, np.float32)
-        if clear is not None:
-            alpha = np.where(grey == clear, 0, 255).astype(np.uint8)
-        grey = (white - grey if tags.get(262) == 0 else grey) / white  # 0: TIFF's WhiteIsZero
+    if image.mode[0] == 'I':
+        grey, alpha, is_grey = *deep_grey(image, tags), True
     else:
-        if image.has_transparency_data:
-            image = image.convert('LA' if is_grey else 'RGBA')
-            alpha = np.asarray(image.getchannel('A'))
-        if is_grey or image.mode not in ('CMYK', 'LAB'):
-            image = image.convert('L' if is_grey else 'RGB')
-        pixels = np.asarray(image if is_grey else to_srgb(image, profile))
-        grey = (pixels.astype(np.float32) if is_grey else pixels.mean(axis=2, dtype=np.float32)) / 255
+        is_grey = image.mode == '1' or image.mode[0] == 'L' and image.mode != 'LAB'
+        grey, alpha = mean_of_colours(image, profile, is_grey)
     if is_grey and profile:
         levels = np.asarray(to_srgb(Image.linear_gradient('L'), profile))[:, 0].mean(axis=1) / 255
         for row in grey:  # one at a time, as interp takes double precision
             row[:] = np.interp(row, np.linspace(0, 1, 256), levels)
+    return Picture(grey, alpha)
 
+
+def upright(image):
+    """A picture as its EXIF says that it is held; Pillow does it for TIFF."""
     try:
-        across, down = map(float, opened.info['dpi'])
-        dpi = (down, across) if (orientation or turned) in (5, 6, 7, 8) else (across, down)
-    except (KeyError, TypeError, ValueError):
-        dpi = 0, 0
-    try:
-        frames = 1 if opened.format in ('MPO', 'PSD') else opened.n_frames  # theirs are previews, and layers
-    except Exception:  # there is but one, or what follows it is broken
-        frames = 1
-    return Picture(grey, alpha, dpi if all(1 < d < 1e5 for d in dpi) else None, frames)
+        orientation = image.getexif().get(ORIENTATION)
+    except Exception:  # nothing else in it matters, so a broken one is none
+        orientation = None
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def deep_grey(image, tags):
+    """Grey and alpha of a picture with 16 bits, which convert() would cut off, by the tags of TIFF."""
+    white = 2**tags.get(BITS, (16,))[0] - 1  # 12 bits are not scaled
+    pixels, clear = np.asarray(image, np.float32), image.info.get('transparency')
+    alpha = None if clear is None else np.where(pixels == clear, 0, 255).astype(np.uint8)
+    white_is_zero = tags.get(PHOTOMETRIC) == 0
+    return (white - pixels if white_is_zero else pixels) / white, alpha
+
+
+def mean_of_colours(image, profile, is_grey):
+    """Grey, the mean of red, green and blue, and alpha of a picture with 8 bits."""
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert('LA' if is_grey else 'RGBA')
+        alpha = np.asarray(image.getchannel('A'))
+    if is_grey:
+        return np.asarray(image.convert('L'), np.float32) / 255, alpha
+    if image.mode not in ('CMYK', 'LAB'):
+        image = image.convert('RGB')
+    return np.asarray(to_srgb(image, profile)).mean(axis=2, dtype=np.float32) / 255, alpha
 
 
 def to_srgb(image, profile):
-    """A picture of mode L, RGB, CMYK or LAB as RGB in sRGB, by the profile (bytes, or None) of its file.
-
-    A profile that is broken, does not fit the mode, or is sRGB itself to within a level changes nothing.
-    """
+    """A picture as RGB in sRGB by its profile, unless that is broken, or sRGB itself to within a level."""
     from PIL import Image, ImageCms
     # left alone, lcms simplifies a curve or a table until the shadows are levels off; an L picture is a ramp
     accurate = 0x100 if image.mode == 'L' else 0x400  # cmsFLAGS_NOOPTIMIZE, cmsFLAGS_HIGHRESPRECALC
@@ -624,7 +593,7 @@ def to_srgb(image, profile):
             if image.mode in ('CMYK', 'LAB') or (np.abs(
                     np.subtract(converted(sample), sample.convert('RGB'), dtype=np.int16)).max() > 1):
                 return converted(image)
-        except Exception:  # a broken one can raise nearly anything
+        except Exception:
             pass
     return image.convert('RGB')
 
@@ -634,9 +603,9 @@ def to_srgb(image, profile):
 
 @contextmanager
 def whole_file(path, trial=False):
-    """Open a file to write bytes to; it takes its place at `path` once it is complete, with `trial` never.
+    """Open a file to write bytes to; it is moved to `path` once complete, with `trial` it is removed.
 
-    Raises InputError if it cannot be written, perhaps because the disk is full.
+    Raises InputError if it cannot be written.
     """
     path = Path(os.path.realpath(path))  # a link goes on pointing to the file
     try:

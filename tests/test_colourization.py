@@ -1,7 +1,7 @@
 """Colours, pictures, checkpoints and training, against closed forms and brute force."""
 
 import gc
-import inspect
+
 import io
 import pickle
 import re
@@ -20,10 +20,10 @@ import colourization
 from colour_regression import RegressionCNN
 from colourization import (CNN, DUNet, NUM_LEVELS, UNet, AverageOfWeights, MyConv2d, add_prior, baselines,
                            classification, colour_counts, colourfulness, draw_curves, draw_pictures,
-                           find_shipped, get_cat_rgb, get_rgb_cat, grey_levels, judge, kmeans_colours,
+                           find_shipped, get_cat_rgb, get_rgb_cat, grey_levels, measure_pictures, kmeans_colours,
                            load_model, log_frequencies,
                            mosaic, parse_args, process, psnr, put_grey_back, run_validation_step,
-                           save_checkpoint, save_history, scores_to_rgb, train_epoch, training_settings)
+                           save_checkpoint, save_history, scores_to_rgb, train_epoch)
 from conftest import ROOT
 from conftest import Runs, python2_string, training
 from load_data import MOVES, InputError, augment, batches, hold_out, load_cifar10, load_colours, whole_file
@@ -354,7 +354,7 @@ def test_pictures_are_judged_in_batches_as_all_at_once(tmp_path, monkeypatch):
                            outdir=tmp_path, file_name='', colours=colours)
     with torch.no_grad():
         prediction = scores_to_rgb(model(grey), colours)
-    expected = judge({'prediction': prediction, 'truth': rgb}, rgb)
+    expected = measure_pictures({'prediction': prediction, 'truth': rgb}, rgb)
     for name, measured in expected.items():
         assert reported[3][name] == pytest.approx(measured, rel=1e-5)
     assert np.array_equal(drawn[0], rgb[:10]) and np.array_equal(drawn[1], prediction[:10])
@@ -475,7 +475,7 @@ def test_checkpoint_of_another_model_is_refused_by_name(saved, asked, tmp_path):
     model = RegressionCNN(3, 8) if saved == 'RegressionCNN' else MODELS[saved](3, 8, 24)
     save_checkpoint(model, tmp_path / 'w.pkl')
     words = ('is a RegressionCNN: only colour_regression.py can use it' if saved == 'RegressionCNN' else
-             f'belongs to another model: give --model {saved}, or another --checkpoint')
+             f'belongs to another model: give colourization.py --model {saved}, or another --checkpoint')
     with pytest.raises(InputError, match=f'w.pkl {words}$'):
         load_model(MODELS[asked], tmp_path / 'w.pkl')
 
@@ -840,13 +840,6 @@ def test_training_returns_its_history(tmp_path):
     assert [record['epoch'] for record in history] == [1, 2]
 
 
-def test_training_has_the_defaults_of_the_command_line():
-    parameters = inspect.signature(colourization.train).parameters.values()
-    defaults = {parameter.name: parameter.default for parameter in parameters
-                if parameter.default is not inspect.Parameter.empty}
-    assert defaults.pop('colours') is None and defaults.pop('draw') is None  # no settings of the training
-    defaults['augment'] = list(defaults['augment'])
-    assert defaults == training_settings(parse_args(['-m', 'UNet']))
 
 
 def test_flags_have_the_defaults_of_the_course():

@@ -1,10 +1,7 @@
 """Checkpoints and colours as others save them: what can be read is read, the rest is called what it is."""
 
-import io
 import pickle
 import re
-import shutil
-import tracemalloc
 import zipfile
 from collections import OrderedDict
 
@@ -110,13 +107,11 @@ def tensors(value, **options):
     (content(b''), 'it is empty'),
     (content(POINTER), 'a Git LFS pointer.*lfs pull'),
     (content(b'<!DOCTYPE html><title>404</title>'), 'a web page.*download'),
-    (content(b'\x93NUMPY\x01\0'), 'a NumPy array'),
-    (content(b'\x89HDF\r\n\x1a\n' + bytes(90)), 'an HDF5 file'),
-    (content((80).to_bytes(8, 'little') + b'{"finalconv.weight":{}}' + bytes(99)), 'a safetensors file'),
-    (content(b'\x08\x0a\x12\x07pytorch\x1a\x062.13.0' + bytes(99)), 'an ONNX model'),
-    (content(b'0.1 0.2 0.3\n'), 'some other file, not a checkpoint'), (zip_of, 'a zip archive of other'),
-    (lambda path: Image.new('L', (8, 8)).save(path, 'PNG'), 'a picture'),
-    (content(pickle.dumps(network().state_dict())), 'a pickle that torch.save did not write'),
+    *((write, 'no file that torch.save wrote') for write in (
+        content(b'\x93NUMPY\x01\0'), content(b'\x89HDF\r\n\x1a\n' + bytes(90)), content(b'0.1 0.2 0.3\n'),
+        content((80).to_bytes(8, 'little') + b'{"finalconv.weight":{}}' + bytes(99)), zip_of,
+        content(b'\x08\x0a\x12\x07pytorch\x1a\x062.13.0' + bytes(99)),
+        lambda path: Image.new('L', (8, 8)).save(path, 'PNG'), content(pickle.dumps(network().state_dict())))),
     (scripted, 'a TorchScript program.*torch.jit.load.*state_dict'), (traced, 'a TorchScript program'),
     (tensors(network()), r'more than tensors \(colourization.CNN\).*whole.*model.state_dict\(\)'),
     (tensors(network(), **OLD), 'whole pickled model'),
@@ -132,7 +127,7 @@ def test_what_is_no_checkpoint_is_called_what_it_is(write, words, tmp_path):
     write(tmp_path / 'w.pkl')
     with pytest.raises(InputError, match=f'{re.escape(str(tmp_path))}/w.pkl: .*{words}') as end:
         load_model(CNN, tmp_path / 'w.pkl')
-    assert ('damaged' in words) == ('damaged' in str(end.value)) and len(str(end.value).splitlines()) == 1
+    assert len(str(end.value).splitlines()) == 1
 
 
 def test_state_of_an_interrupted_run_is_no_checkpoint(tmp_path, monkeypatch):
@@ -157,46 +152,40 @@ def reordered(state, names):
     {f'{stage}.2': f'{stage}.1' for stage in ('downconv1', 'downconv2', 'upconv1', 'upconv2')},
     {f'{stage}.2': f'{stage}.1' for stage in ('downconv1', 'downconv2')},
     {'upconv1.0': 'upconv1.1', 'upconv2.0': 'upconv2.1'}])  # upsampling first
-def test_layers_in_another_order_are_called_that(make, names, tmp_path):
+def test_layers_in_another_order_are_named(make, names, tmp_path):
     torch.save(reordered(network(make).state_dict(), names), tmp_path / 'w.pkl')
-    first, second = next(iter(names.items()))
-    words = rf'another order \({second}.weight for {first}.weight\).*convolution, pooling \(or upsampling\), '
-    with pytest.raises(InputError, match=words + 'batch norm, ReLU'):
+    words = f'{next(iter(names))}.*build the network as the handout does, layer by layer'
+    with pytest.raises(InputError, match=f'w.pkl does not fit a {make.__name__} .*{words}'):
         load_model(make, tmp_path / 'w.pkl')
 
 
-@pytest.mark.parametrize('kernel', [3, 5])
-@pytest.mark.parametrize('asked', [DUNet, UNet])
-def test_dilated_filter_that_was_saved_spread_out_is_called_that(kernel, asked, tmp_path):
-    model = network(DUNet, kernel, 4, 24)
+def test_dilated_filter_that_was_saved_spread_out_is_named(tmp_path):
+    model = network(DUNet)
     state = model.state_dict()
     state['rfconv.0.weight'] = model.rfconv[0].spread_weight().detach()
     torch.save(state, tmp_path / 'w.pkl')
-    with pytest.raises(InputError, match=r'spread out.*taps.*weight\[:, :, ::2, ::2\]'):
-        load_model(asked, tmp_path / 'w.pkl')
-    state['rfconv.0.weight'] = state['rfconv.0.weight'][:, :, ::2, ::2]  # as it says
-    torch.save(state, tmp_path / 'w.pkl')
-    assert torch.equal(load_model(DUNet, tmp_path / 'w.pkl')[0](GREY), model(GREY))
+    with pytest.raises(InputError, match=r'not fit a DilatedUNet \(size mismatch for rfconv.0.weight'):
+        load_model(DUNet, tmp_path / 'w.pkl')
 
 
-def test_larger_filter_is_no_dilated_one(tmp_path):
+def test_larger_filter_is_named(tmp_path):
     model = network()
     model.rfconv[0] = MyConv2d(8, 8, 5)
     torch.save(model.state_dict(), tmp_path / 'w.pkl')
-    with pytest.raises(InputError, match=r'rfconv.0.weight is \[8, 8, 5, 5\] where a CNN has \[8, 8, 3, 3\]'):
+    with pytest.raises(InputError, match=r'rfconv.0.weight.*\[8, 8, 5, 5\].*\[8, 8, 3, 3\]'):
         load_model(CNN, tmp_path / 'w.pkl')
 
 
 @pytest.mark.parametrize('change, words', [
-    (lambda state: state.pop('upconv1.2.bias'), 'it has nothing where a CNN has upconv1.2.bias'),
-    (lambda state: state.update(attention=torch.ones(2)), 'it has attention where a CNN has nothing'),
-    (lambda state: state.pop('downconv1.0.weight'), 'its downconv1.0.weight is missing'),
-    (lambda state: state.update({'finalconv.bias': torch.ones(3)}), r'its finalconv.bias is \[3\] .*\[24\]')])
+    (lambda state: state.pop('upconv1.2.bias'), '.*Missing.*upconv1.2.bias'),
+    (lambda state: state.update(attention=torch.ones(2)), '.*Unexpected.*attention'),
+    (lambda state: state.pop('downconv1.0.weight'), ': its downconv1.0.weight is missing'),
+    (lambda state: state.update({'finalconv.bias': torch.ones(3)}), r'.*finalconv.bias.*\[3\].*\[24\]')])
 def test_first_layer_that_differs_is_named(change, words, tmp_path):
     state = network().state_dict()
     change(state)
     torch.save(state, tmp_path / 'w.pkl')
-    with pytest.raises(InputError, match=f'w.pkl: {words}') as end:
+    with pytest.raises(InputError, match=f'w.pkl ?{words}') as end:
         load_model(CNN, tmp_path / 'w.pkl')
     assert 'damaged' not in str(end.value)
 
@@ -251,7 +240,7 @@ def test_broken_network_of_colour_regression_is_not_another_model(call, tmp_path
     del state['rfconv.1.bias']
     torch.save(state, tmp_path / 'w.pkl')
     status, line = call('colour_regression.py --checkpoint w.pkl')
-    assert status == 1 and 'nothing where a RegressionCNN has rfconv.1.bias' in line
+    assert status == 1 and 'w.pkl does not fit a RegressionCNN' in line and 'rfconv.1.bias' in line
 
 
 # ---------------------------------------------------------------------------
@@ -312,35 +301,11 @@ def test_colours_from_0_to_255_are_called_that(colours, tmp_path):
         load_colours(tmp_path / 'c.npy')
 
 
-@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
-@pytest.mark.parametrize('dtype', [np.float32, np.float64])
-def test_one_array_in_an_npz_file_is_read(save, dtype, tmp_path):
-    save(tmp_path / 'c.npz', centres=COLOURS.astype(dtype))
-    shutil.move(tmp_path / 'c.npz', tmp_path / 'c.npy')  # the name decides nothing
-    assert np.array_equal(load_colours(tmp_path / 'c.npy'), COLOURS)
-
-
-def test_of_several_arrays_in_an_npz_file_one_is_to_be_saved(tmp_path):
-    np.savez(tmp_path / 'c.npz', centres=COLOURS, counts=np.arange(24))
-    with pytest.raises(InputError, match='c.npz: .*save one of its arrays alone: centres, counts'):
-        load_colours(tmp_path / 'c.npz')
-
-
-def test_npz_file_that_unpacks_to_much_is_not_unpacked(tmp_path):
-    array = io.BytesIO()
-    np.save(array, COLOURS)
-    with zipfile.ZipFile(tmp_path / 'c.npz', 'w', zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr('c.npy', array.getvalue() + bytes(1 << 24))
-    tracemalloc.start()
-    assert np.array_equal(load_colours(tmp_path / 'c.npz'), COLOURS)
-    assert tracemalloc.get_traced_memory()[1] < 1 << 20
-    tracemalloc.stop()
-
-
 @pytest.mark.parametrize('write', [
     lambda path: np.savetxt(path, COLOURS), lambda path: np.savetxt(path, COLOURS, delimiter=','),
     lambda path: Image.new('RGB', (8, 3)).save(path, 'PNG'), content(b''), content(pickle.dumps(COLOURS)),
-    tensors(torch.from_numpy(COLOURS)), tensors(COLOURS, **OLD), zip_of])
+    tensors(torch.from_numpy(COLOURS)), tensors(COLOURS, **OLD), zip_of,
+    lambda path: np.savez(path.open('wb'), COLOURS)])
 def test_other_formats_of_colours_say_which_one_is_needed(write, tmp_path):
     write(tmp_path / 'c.npy')
     with pytest.raises(InputError, match=r'c.npy: .*\(it is no NumPy array\): an .npy file with a float '

@@ -257,11 +257,8 @@ def test_numbers_without_an_agreed_white_are_refused(content, tmp_path):
         read(tmp_path / 'x', content)
 
 
-@pytest.mark.parametrize('bits', [1, 2, 4, 8, 16])
-@pytest.mark.parametrize('colour', [0, 2])
+@pytest.mark.parametrize('bits, colour', [(1, 0), (8, 0), (16, 0), (8, 2)])
 def test_colour_of_a_png_that_means_transparent(bits, colour, tmp_path):
-    if colour == 2 and bits < 8:
-        pytest.skip('PNG has no such colours')
     white = 2**bits - 1
     values = np.array([[white, white // 3, 0, white // 3]])
     content = png(np.stack([values] * 3, 2) if colour else values, bits, colour,
@@ -442,32 +439,7 @@ def test_long_text_in_a_png_does_no_harm(megabytes, international, tmp_path):
     assert picture.grey * 255 == pytest.approx(GREY, abs=1e-4)
 
 
-def test_resolution_is_kept_in_the_result(run_script, tmp_path):
-    cases = [
-        ('PNG', {'dpi': (300, 300)}, (300, 300)), ('JPEG', {'dpi': (72, 144)}, (72, 144)),
-        ('TIFF', {'dpi': (600, 300)}, (600, 300)), ('BMP', {'dpi': (96, 96)}, (96, 96)),
-        ('PNG', {'dpi': (300, 150), 'exif': TURNED}, (150, 300)),
-        ('TIFF', {'dpi': (300, 150), 'exif': TURNED}, (150, 300)),
-        ('PNG', {}, None), ('TIFF', {}, None), ('WEBP', {}, None), ('JPEG', {'dpi': (1, 1)}, None)]
-    for i, (kind, options, _) in enumerate(cases):
-        Image.fromarray(RGB).save(tmp_path / f'{i}.x', kind, **options)
-    assert run_script('colourization.py', '--image', *(f'{i}.x' for i in range(len(cases)))).returncode == 0
-    for i, (kind, options, dpi) in enumerate(cases):
-        found = Image.open(tmp_path / f'outputs/{i}_colour.png').info.get('dpi')
-        assert found == (dpi and pytest.approx(dpi, abs=0.1)), (kind, options)
-
-
-@pytest.mark.parametrize('value', [
-    ('nan', 1), (0, 0), (-3, -3), (float('inf'), 72), (1e9, 1e9), 300, ('x', 'y')])
-def test_resolution_that_makes_no_sense_is_none(value, tmp_path, monkeypatch):
-    (tmp_path / 'a.png').write_bytes(png(LEVELS, 8))
-    opened = Image.open(tmp_path / 'a.png')
-    opened.info['dpi'] = value
-    monkeypatch.setattr(Image, 'open', lambda path: opened)
-    assert read_picture(tmp_path / 'a.png').dpi is None
-
-
-def test_of_several_pages_the_first_is_coloured_and_a_line_says_so(run_script, tmp_path):
+def test_of_several_pages_the_first_is_coloured(run_script, tmp_path):
     pages = [Image.new('RGB', (8, 8), (value,) * 3) for value in (50, 100, 200)]
     for name, kind in (('a.tif', 'TIFF'), ('g.tif', 'TIFF'), ('b.gif', 'GIF'), ('c.png', 'PNG'),
                        ('d.webp', 'WEBP'), ('e.jpg', 'MPO')):
@@ -476,9 +448,7 @@ def test_of_several_pages_the_first_is_coloured_and_a_line_says_so(run_script, t
     pages[0].save(tmp_path / 'f.tif')
     done = run_script('colourization.py', '--image', 'a.tif', 'b.gif', 'c.png', 'd.webp', 'e.jpg', 'f.tif',
                       'g.tif')
-    assert done.returncode == 0 and len(done.stdout.splitlines()) == 7
-    assert done.stderr.splitlines() == [f'note: {name} has 3 pages or frames: the first is coloured'
-                                        for name in ('a.tif', 'b.gif', 'c.png', 'd.webp', 'g.tif')]
+    assert (done.returncode, done.stderr) == (0, '') and len(done.stdout.splitlines()) == 7
     for name in 'abcdefg':
         result = np.asarray(Image.open(tmp_path / f'outputs/{name}_colour.png'), float)
         assert result.mean() == pytest.approx(50, abs=2)
@@ -490,8 +460,7 @@ def test_of_several_pages_the_first_is_coloured_and_a_line_says_so(run_script, t
     ('a.cr2', b'II*\0' + struct.pack('<I', 16) + b'CR\2\0' + bytes(4) + tiff(LEVELS, 8)[264:], True),
     ('a', b'II*\0' + struct.pack('<I', 16) + b'CR\2\0' + bytes(4) + tiff(LEVELS, 8)[264:], True),
     ('a', tiff(LEVELS, 8, extra=[(254, 1), (271, 0), (330, 0)]), True),
-    ('a.tif', tiff(LEVELS, 8, extra=[(254, 1), (330, 0)]), True), ('a.NEF', tiff(LEVELS, 8), True),
-    ('a.arw', tiff(LEVELS, 8, extra=[(271, 0), (330, 0)]), True),
+    ('a.tif', tiff(LEVELS, 8, extra=[(254, 1), (330, 0)]), True),
     ('a.tif', tiff(LEVELS, 8, extra=[(271, 0)]), False), ('a.tif', tiff(LEVELS, 8, extra=[(330, 0)]), False),
     ('a.tif', tiff(LEVELS, 8, extra=[(254, 0), (271, 0)]), False),
     ('a.tif', tiff(LEVELS, 8, extra=[(254, 2)]), False),

@@ -435,7 +435,7 @@ def test_without_network_one_line_says_what_to_do(start_script, tmp_path):
     ('colourization --model UNet -b 0', 2, '-b'),
     ('colourization --model UNet -e -1', 2, '-e'),
     ('colourization --model UNet -e many', 2, 'many'),
-    ('colourization --model UNet -k 4', 2, 'odd'),
+    ('colourization --model UNet -k 4', 2, 'choose from 1, 3, 5,'),
     ('colourization --model UNet -f 0', 2, '-f'),
     ('colourization --model UNet -l 0', 2, '-l'),
     ('colourization --model UNet -l nan', 2, 'nan'),
@@ -471,7 +471,7 @@ def test_without_network_one_line_says_what_to_do(start_script, tmp_path):
     ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl -k 5', 1, '-k 3'),
     ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl '
      '-c colour/colour_kmeans16_cat7.npy', 1, '16'),
-    ('colourization -m CNN --valid --checkpoint colour/colour_kmeans16_cat7.npy', 1, 'not a checkpoint'),
+    ('colourization -m CNN --valid --checkpoint colour/colour_kmeans16_cat7.npy', 1, 'no file that torch.save wrote'),
     ('colourization -m CNN -c missing.npy', 1, '--colours'),
     ('colourization -m CNN --category 3', 1, '--kmeans 24 --category 3'),
     ('colourization -m CNN -c weights/cnn_k3_f32.pkl', 1, 'colours'),

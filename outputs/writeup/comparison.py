@@ -21,7 +21,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from colourization import (IMAGE_CHECKPOINT, SHOWN, UNet, colourfulness, colourize,  # noqa: E402
-                           draw_pictures, judge, load_model, mosaic, process, psnr, put_grey_back, run,
+                           draw_pictures, measure_pictures, load_model, mosaic, process, psnr, put_grey_back, run,
                            scores_to_rgb)
 from load_data import InputError, check_writable, load_cifar10  # noqa: E402
 
@@ -107,7 +107,7 @@ def main():
     pictures = ways(grey)
 
     print('| | mean squared error | PSNR | colourfulness |\n|---|---|---|---|')
-    for name, measured in judge(pictures | {'truth': rgb}, rgb).items():
+    for name, measured in measure_pictures(pictures | {'truth': rgb}, rgb).items():
         error = measured['mean_squared_error']
         distance = f'{error:.5f} | {psnr(error):.2f} dB' if error else '|'
         print(f'| {name} | {distance} | {measured["colourfulness"]:.1f} |')

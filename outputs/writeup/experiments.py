@@ -26,7 +26,7 @@ RUNS, PAGE = HERE / 'results/experiments.csv', HERE / 'results/part_f.md'
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from colourization import number, run  # noqa: E402
+from colourization import number_type, run  # noqa: E402
 from load_data import InputError, whole_file  # noqa: E402
 
 SEEDS = range(3)
@@ -201,7 +201,7 @@ def page(runs):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
-    parser.add_argument('--jobs', type=number(int, 1), default=1, help='runs at a time (default: 1)')
+    parser.add_argument('--jobs', type=number_type(int, 1), default=1, help='runs at a time (default: 1)')
     args = parser.parse_args()
     if args.data == 'sample':
         raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')

@@ -41,8 +41,8 @@ from activations import record_activations  # noqa: E402
 from colour_regression import RegressionCNN, regression  # noqa: E402
 from colourization import (CNN, MODELS, STAGES, DUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
                            architecture, baselines, classification, colour_counts, draw_curves,
-                           draw_pictures, get_cat_rgb, get_rgb_cat, grey_levels, judge, load_model,
-                           log_frequencies, mosaic, number, process, psnr, put_grey_back, run,
+                           draw_pictures, get_cat_rgb, get_rgb_cat, grey_levels, measure_pictures, load_model,
+                           log_frequencies, mosaic, number_type, process, psnr, put_grey_back, run,
                            run_validation_step, scores_to_rgb, train)
 from comparison import PAPER  # noqa: E402
 from experiments import read_table, write_table  # noqa: E402
@@ -215,7 +215,7 @@ def checksums_of_weights():
 
 def judge_one(pictures, h):
     """Error, error with the grey of the input put back, and colourfulness: cells of a table."""
-    own, back = judge({'own': pictures, 'back': put_grey_back(pictures, h.grey)}, h.rgb).values()
+    own, back = measure_pictures({'own': pictures, 'back': put_grey_back(pictures, h.grey)}, h.rgb).values()
     return [[own['mean_squared_error'], ERROR], [back['mean_squared_error'], ERROR],
             [own['colourfulness'], COLOURFUL]]
 
@@ -313,7 +313,7 @@ def rgb_to_lab(rgb):
 
 
 def ciede2000(first, second):
-    """The difference of CIELAB colours [..., 3] as people judge it.
+    """The difference of CIELAB colours [..., 3] as people measure_pictures it.
 
     Sharma, Wu and Dalal (2005), The CIEDE2000 color-difference formula.
     """
@@ -681,7 +681,7 @@ def go_beyond(h):
                   f'PriorAccuracy{name}': [metrics['accuracy'], SHARE]}
     ways = comparison.ways(h.grey)
     comparison.draw(ways, h.rgb, FIGURES)
-    for name, measured in judge(ways | {'truth': h.rgb}, h.rgb).items():
+    for name, measured in measure_pictures(ways | {'truth': h.rgb}, h.rgb).items():
         error, colourful = measured.values()
         table.append([name, *([[error, ERROR], [psnr(error), DECIBEL]] if error else ['', '']),
                       [colourful, COLOURFUL]])
@@ -855,7 +855,7 @@ def typeset():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
-    parser.add_argument('--jobs', type=number(int, 1), default=1, help='trainings at a time (default: 1)')
+    parser.add_argument('--jobs', type=number_type(int, 1), default=1, help='trainings at a time (default: 1)')
     parser.add_argument('--only', choices=['macros'],
                         help='do not measure: make the macros and the PDF from the result files')
     parser.add_argument('--no-pdf', action='store_true', help='do without LaTeX')
