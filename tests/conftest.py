@@ -25,6 +25,10 @@ import colourization  # noqa: E402
 import load_data  # noqa: E402
 
 
+COURSE = ['MyConv2d', 'MyDilatedConv2d', 'CNN', 'UNet', 'DilatedUNet']
+UNDER_TEST = pytest.StashKey()  # these classes by their names: ours, or those of a student's file
+
+
 def pytest_addoption(parser):
     parser.addoption('--solution', metavar='FILE', type=Path, help="check a student's file instead of this "
                      'program: its layers and networks (tests/test_layers.py)')
@@ -44,16 +48,10 @@ def pytest_configure(config):
             config.option.tbstyle = 'no'
 
 
-# ---- A student's own file: pytest tests/test_layers.py --solution FILE ----
-
-UNDER_TEST = pytest.StashKey()  # the classes by their names
-COURSE = ['MyConv2d', 'MyDilatedConv2d', 'CNN', 'UNet', 'DilatedUNet', 'DUNet']
-
-
 def load_solution(path):
     """What a student's file defines. What it imports comes from its own folder, else from ours."""
-    if not path.is_file():
-        raise pytest.UsageError(f'--solution: there is no file {path}')
+    if not path.is_file() or path.suffix != '.py':
+        raise pytest.UsageError(f'--solution: there is no .py file {path}')
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(path.parent)
         for ours in ROOT.glob('*.py'):  # the student's folder may have another of this name
@@ -62,6 +60,8 @@ def load_solution(path):
             names = runpy.run_path(str(path), run_name='solution')
         except (Exception, SystemExit) as error:
             raise pytest.UsageError(f'--solution: {path.name} cannot be imported: {in_a_line(error, path)}')
+    if 'DUNet' in names:
+        names.setdefault('DilatedUNet', names['DUNet'])
     if not names.keys() & set(COURSE):
         raise pytest.UsageError(f'--solution: {path.name} defines none of {", ".join(COURSE)}')
     return names
@@ -79,12 +79,9 @@ def in_a_line(error, path):
 def course(request):
     """Gives a class of the course by its name: ours, or the student's where --solution names a file."""
     def find(name):
-        names = request.config.stash[UNDER_TEST]
-        if name == 'DilatedUNet' and name not in names:
-            name = 'DUNet'
-        if name not in names:
+        if name not in request.config.stash[UNDER_TEST]:
             pytest.skip(f'{name} is not defined, so it is not tested')
-        return names[name]
+        return request.config.stash[UNDER_TEST][name]
     return find
 
 

@@ -36,19 +36,21 @@ def same(a, b):
 
 def results(model, x):
     """What a layer or a network returns, and its gradients for a fixed random direction."""
-    x = x.clone().requires_grad_()
+    who, x = type(model).__name__, x.clone().requires_grad_()
     output = model(x)
-    assert isinstance(output, torch.Tensor), f'{type(model).__name__}: forward returns {output!r:.40}'
+    assert isinstance(output, torch.Tensor), f'{who}: forward returns {output!r:.40}'
     if output.requires_grad:
         (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
-    return output.detach(), {'the input': x.grad} | {name: p.grad for name, p in model.named_parameters()}
+    gradients = {'the input': x.grad} | {name: p.grad for name, p in model.named_parameters()}
+    for name, gradient in gradients.items():
+        assert gradient is not None, (
+            f'{who}: no gradient reaches {name}: it is not used, or .data, .detach() or a copy cuts it off')
+    return output.detach(), gradients
 
 
 def assert_same_gradients(who, gradients, expected):
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name in expected:
-        assert gradients[name] is not None, (
-            f'{who}: no gradient reaches {name}: it is not used, or .data, .detach() or a copy cuts it off')
         assert same(gradients[name] / largest, expected[name] / largest), (
             f"{who}: the gradient of {name} is not that of torch's layers")
 
@@ -259,7 +261,7 @@ def assert_state(model, expected):
 def test_state_dict_has_the_names_and_shapes_of_the_course(course, name, expected):
     model = course(name)(3, 32, 24)
     assert_state(model, expected)
-    assert nn.Conv2d not in map(type, model.modules()), f'{name}: nn.Conv2d instead of MyConv2d'
+    assert nn.Conv2d not in map(type, model.modules()), f'{name}: has nn.Conv2d instead of MyConv2d'
 
 
 @only_ours
@@ -313,7 +315,8 @@ def stages(model, x):
 
 def describe(layer):
     dilated = isinstance(layer, nn.Conv2d) and layer.dilation != (1, 1)
-    return 'dilated ' * dilated + type(layer).__name__
+    return (type(layer).__name__ + ' (dilation 1: one pixel left out)' * dilated
+            + ' (nearest)' * isinstance(layer, nn.Upsample))
 
 
 PREVIOUS = {'downconv1': ['the grey input'], 'downconv2': ['downconv1'], 'rfconv': ['downconv2'],
@@ -334,9 +337,9 @@ def assert_same_network(model, reference, x):
         swapped = any(same(seen[name][0].roll(n, dims=1), inputs) for n in range(1, inputs.shape[1]))
         assert same(seen[name][0], inputs), (
             f'{who}: {name} does not get [{previous}]' + ', but its parts in another order' * swapped)
-        layers = ', '.join(describe(layer) for layer in reference.get_submodule(name).modules()
-                           if not list(layer.children()))
-        assert same(seen[name][1], output), f'{who}: {name} does not compute {layers} in this order'
+        layers = ', then '.join(describe(layer) for layer in reference.get_submodule(name).modules()
+                                if not list(layer.children()))
+        assert same(seen[name][1], output), f'{who}: the output of {name} is not that of {layers}'
     output, gradients = results(model, x)
     expected, expected_gradients = results(reference, x)
     assert expected.std() > 0.1  # the layers do not hide each other

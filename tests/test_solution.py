@@ -173,13 +173,16 @@ WRONG = {
     'gradients cut off': (
         'self.weight[:, :, i, j]', 'self.weight.data[:, :, i, j]',
         'MyDilatedConv2d: no gradient reaches weight: it is not used, or .data, *'),
+    'bias left out': (
+        'F.conv2d(input, weight, self.bias, padding=padding)', 'F.conv2d(input, weight, padding=padding)',
+        'MyDilatedConv2d: no gradient reaches bias: it is not used, or *'),
     "torch's dilation": (
         'F.conv2d(input, weight, self.bias, padding=padding)',
         'F.conv2d(input, self.weight, self.bias, padding=padding, dilation=step)',
         "MyDilatedConv2d: it uses torch's dilation; *"),
     'batch norm after ReLU': (
         'for layer in self[2:]:', 'for layer in self[3], self[2]:',
-        'CNN: upconv1 does not compute Conv2d, Upsample, BatchNorm2d, ReLU in this order'),
+        'CNN: the output of upconv1 is not that of Conv2d, then Upsample (nearest), then BatchNorm2d, *'),
 }
 
 
@@ -194,7 +197,7 @@ def test_first_thing_that_is_said_of_a_wrong_solution_is_its_mistake(check, righ
 def test_what_a_file_does_not_define_is_named(check):
     result = check(ONE_CLASS)
     result.stdout.fnmatch_lines([f'{name} is not defined, so it is not tested' for name in
-                                 ('MyDilatedConv2d', 'CNN', 'UNet', 'DUNet')])
+                                 ('MyDilatedConv2d', 'CNN', 'UNet', 'DilatedUNet')])
     assert result.ret == 0
 
 
@@ -206,7 +209,7 @@ def test_an_error_is_told_with_its_line_in_the_file(check):
 
 
 @pytest.mark.parametrize('text, line', [
-    (None, 'there is no file *mine.py'),
+    (None, 'there is no .py file *mine.py'),
     ('x = 1\nx / 0', 'mine.py cannot be imported: line 2: ZeroDivisionError: division by zero'),
     ("print 'hello'", 'mine.py cannot be imported: SyntaxError: Missing parentheses *(mine.py, line 1)'),
     ('import sys\nsys.exit(2)', 'mine.py cannot be imported: line 2: SystemExit: 2'),
