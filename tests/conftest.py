@@ -7,6 +7,7 @@ import signal
 import struct
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,9 +25,88 @@ import colourization  # noqa: E402
 import load_data  # noqa: E402
 
 
+COURSE = ['MyConv2d', 'MyDilatedConv2d', 'CNN', 'UNet', 'DilatedUNet']
+UNDER_TEST = pytest.StashKey()  # these classes by their names: ours, or those of a student's file
+
+
+def pytest_addoption(parser):
+    parser.addoption('--solution', metavar='FILE', type=Path, help="check a student's file instead of this "
+                     'program: its layers and networks (tests/test_layers.py)')
+
+
 def pytest_configure(config):
     config.addinivalue_line('markers', 'slow: left out unless -m says otherwise')
+    config.addinivalue_line('markers', "only_ours: left out where --solution names a student's file")
     config.option.markexpr = config.option.markexpr or 'not slow'
+    config.stash[UNDER_TEST] = vars(colourization)
+    if config.option.solution:
+        config.option.solution = config.option.solution.expanduser().resolve()
+        config.stash[UNDER_TEST] = load_solution(config.option.solution)
+        config.option.markexpr = f'not only_ours and ({config.option.markexpr})'
+        config.option.reportchars = ''  # pytest_terminal_summary says it in fewer words
+        if config.option.tbstyle == 'auto':
+            config.option.tbstyle = 'no'
+
+
+def load_solution(path):
+    """What a student's file defines. What it imports comes from its own folder, else from ours."""
+    if not path.is_file() or path.suffix != '.py':
+        raise pytest.UsageError(f'--solution: there is no .py file {path}')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(path.parent)
+        for ours in ROOT.glob('*.py'):  # the student's folder may have another of this name
+            patch.delitem(sys.modules, ours.stem, raising=False)
+        try:
+            names = runpy.run_path(str(path), run_name='solution')
+        except (Exception, SystemExit) as error:
+            raise pytest.UsageError(f'--solution: {path.name} cannot be imported: {in_a_line(error, path)}')
+    if 'DUNet' in names:
+        names.setdefault('DilatedUNet', names['DUNet'])
+    if not names.keys() & set(COURSE):
+        raise pytest.UsageError(f'--solution: {path.name} defines none of {", ".join(COURSE)}')
+    return names
+
+
+def in_a_line(error, path):
+    """The first line of an error, with the line of the student's file where it comes from there."""
+    where = [f'line {frame.lineno}: ' for frame in traceback.extract_tb(error.__traceback__)
+             if frame.filename == str(path)]
+    kind = '' if isinstance(error, (AssertionError, pytest.skip.Exception)) else f'{type(error).__name__}: '
+    return ''.join(where[-1:]) + kind + (str(error).splitlines() or [''])[0]
+
+
+@pytest.fixture
+def course(request):
+    """Gives a class of the course by its name: ours, or the student's where --solution names a file."""
+    def find(name):
+        if name not in request.config.stash[UNDER_TEST]:
+            pytest.skip(f'{name} is not defined, so it is not tested')
+        return request.config.stash[UNDER_TEST][name]
+    return find
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Note the reason in a line, for pytest_terminal_summary."""
+    report = yield
+    if item.config.option.solution and call.excinfo:
+        report.reason = in_a_line(call.excinfo.value, item.config.option.solution)
+    return report
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    """What a student reads: what each test finds first in each class, and what is not tested."""
+    if not config.option.solution:
+        return
+    reasons = {}
+    for report in [*terminalreporter.getreports('failed'), *terminalreporter.getreports('skipped')]:
+        about = report.nodeid.partition('[')[0], report.reason.partition(':')[0]
+        reasons.setdefault(about, report.reason)
+    terminalreporter.section(config.option.solution.name)
+    for reason in dict.fromkeys(reasons.values()):
+        terminalreporter.line(reason)
+    if exitstatus == 0:
+        terminalreporter.line('all that was tested is right')
 
 
 def python2_string(data):

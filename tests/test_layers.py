@@ -1,4 +1,9 @@
-"""The convolutions and the networks, against torch's own layers and against impulses."""
+"""The convolutions and the networks, against torch's own layers and against impulses.
+
+    python -m pytest tests/test_layers.py --solution FILE.py
+
+tests those of a student's file instead of ours; `course` gives the one or the other.
+"""
 
 import copy
 import math
@@ -7,69 +12,112 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from colour_regression import RegressionCNN
 from colourization import (CNN, DUNet, DilatedUNet, MyConv2d, MyDilatedConv2d, UNet, add_prior,
                            architecture, summary_table, up)
 
-
-def gradients(function, *tensors):
-    """The function's value, and its gradients for a fixed random direction."""
-    tensors = [t.detach().clone().requires_grad_() for t in tensors]
-    out = function(*tensors)
-    out.backward(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out.dtype))
-    return [out.detach(), *(t.grad for t in tensors)]
+only_ours = pytest.mark.only_ours
+MEMORY_FORMATS = [torch.contiguous_format, pytest.param(torch.channels_last, marks=only_ours)]
 
 
-def assert_same(ours, reference):
-    for a, b in zip(ours, reference, strict=True):
-        torch.testing.assert_close(a, b)
+@pytest.fixture
+def dtype(pytestconfig):
+    """Ours are compared in float64; a student's own tensors of zeros are likely to be float32."""
+    return torch.float32 if pytestconfig.option.solution else torch.float64
 
 
-@pytest.mark.parametrize('kernel', [1, 3, 5, 7])
+def same(a, b):
+    """Whether two tensors differ by no more than rounding, which the order of additions decides."""
+    tolerance = 1e-4 if b.dtype == torch.float32 else 1e-9
+    return a.shape == b.shape and torch.allclose(a, b, rtol=tolerance, atol=tolerance)
+
+
+def results(model, x):
+    """What a layer or a network returns, and its gradients for a fixed random direction."""
+    who, x = type(model).__name__, x.clone().requires_grad_()
+    output = model(x)
+    assert isinstance(output, torch.Tensor), f'{who}: forward returns {output!r:.40}'
+    if output.requires_grad:
+        (output * torch.randn(output.shape, generator=torch.Generator().manual_seed(1))).sum().backward()
+    gradients = {'the input': x.grad} | {name: p.grad for name, p in model.named_parameters()}
+    for name, gradient in gradients.items():
+        assert gradient is not None, (
+            f'{who}: no gradient reaches {name}: it is not used, or .data, .detach() or a copy cuts it off')
+    return output.detach(), gradients
+
+
+def assert_same_gradients(who, gradients, expected):
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name in expected:
+        assert same(gradients[name] / largest, expected[name] / largest), (
+            f"{who}: the gradient of {name} is not that of torch's layers")
+
+
+def assert_same_convolution(layer, x, *, step=1, padding):
+    """Compare with torch's convolution whose taps are `step` pixels apart."""
+    who, (outputs, inputs, kernel, _) = type(layer).__name__, layer.weight.shape
+    reference = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=step).to(x.dtype)
+    reference.load_state_dict(layer.state_dict())
+    output, gradients = results(layer, x)
+    expected, expected_gradients = results(reference, x)
+    assert same(output, expected), f'{who}: {what_differs(output, x, layer, step, padding)}'
+    assert_same_gradients(who, gradients, expected_gradients)
+
+
+@torch.no_grad()
+def what_differs(output, x, layer, step, padding):
+    """What a wrong convolution does instead, found by trying other settings of torch's."""
+    kernel = layer.weight.shape[-1]
+    for other in [step, *range(1, 8)]:
+        for pad in range(20):
+            if (kernel - 1) * other >= min(x.shape[2:]) + 2 * pad or not same(
+                    output, F.conv2d(x, layer.weight, layer.bias, padding=pad, dilation=other)):
+                continue
+            if other != step:
+                return (f'{other - 1} pixels lie between neighbouring taps instead of {step - 1} '
+                        f'(kernel {kernel}, dilation {step - 1}; see Figure 1)')
+            if step > 1 and pad == kernel // 2:
+                return (f'the padding does not grow with the dilation: it is {pad} instead of {padding} '
+                        f'(kernel {kernel}, dilation {step - 1})')
+            return f'the padding is {pad} instead of {padding} (kernel {kernel})'
+    size = 'x'.join(map(str, output.shape[2:]))
+    return f"the output of {size} pixels is not that of torch's layer (kernel {kernel}, padding {padding})"
+
+
+@pytest.mark.parametrize('kernel', [3, 1, 5, 7])
 @pytest.mark.parametrize('padding', [None, 0, 2])
 @pytest.mark.parametrize('size', [(8, 8), (9, 13)])
-@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-def test_convolution_equals_nn_conv2d(kernel, padding, size, memory_format):
-    layer = MyConv2d(3, 5, kernel, padding).to(torch.float64, memory_format=memory_format)
-    reference = nn.Conv2d(3, 5, kernel, padding=kernel // 2 if padding is None else padding).double()
-    reference.load_state_dict(layer.state_dict())
-    x = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=memory_format)
-    ours = gradients(lambda x, w, b: torch.func.functional_call(layer, {'weight': w, 'bias': b}, x),
-                     x, layer.weight, layer.bias)
-    theirs = gradients(
-        lambda x, w, b: torch.func.functional_call(reference, {'weight': w, 'bias': b}, x),
-        x, reference.weight, reference.bias)
-    assert_same(ours, theirs)
+@pytest.mark.parametrize('memory_format', MEMORY_FORMATS)
+def test_convolution_equals_nn_conv2d(course, kernel, padding, size, memory_format, dtype):
+    layer = course('MyConv2d')(3, 5, kernel, padding).to(dtype, memory_format=memory_format)
+    x = torch.randn(2, 3, *size, dtype=dtype).to(memory_format=memory_format)
+    assert_same_convolution(layer, x, padding=kernel // 2 if padding is None else padding)
 
 
-@pytest.mark.parametrize('layer', [MyConv2d(16, 50, 5), MyDilatedConv2d(16, 50, 5, dilation=2)])
-def test_initial_weights_are_uniform_within_the_bound(layer):
+@pytest.mark.parametrize('name, dilation', [('MyConv2d', {}), ('MyDilatedConv2d', {'dilation': 2})])
+def test_initial_weights_are_uniform_within_the_bound(course, name, dilation):
+    layer = course(name)(16, 50, 5, **dilation)
+    assert_state(layer, {'weight': (50, 16, 5, 5), 'bias': (50,)})
     bound = 1 / math.sqrt(16 * 5 * 5)
-    assert layer.weight.shape == (50, 16, 5, 5) and layer.bias.shape == (50,)
     for parameter in (layer.weight, layer.bias):
-        assert parameter.abs().max() <= bound
-        assert parameter.abs().max() > 0.9 * bound
-    assert layer.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.05)  # of a uniform one
+        assert 0.9 * bound < parameter.abs().max() <= bound, f'{name}: does not start within 1/sqrt(I*k*k)'
+    spread = layer.weight.std().item()
+    assert spread == pytest.approx(bound / math.sqrt(3), rel=0.05), f'{name}: does not start uniform'
 
 
-@pytest.mark.parametrize('kernel', [1, 3, 5, 7])
-@pytest.mark.parametrize('dilation', [0, 1, 2, 3, 4])
+@pytest.mark.parametrize('kernel', [3, 1, 5, 7])
+@pytest.mark.parametrize('dilation', [1, 0, 2, 3, 4])
 @pytest.mark.parametrize('size', [(8, 8), (9, 13)])
-@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
-def test_dilated_convolution_equals_conv2d_with_gaps(kernel, dilation, size, memory_format):
-    layer = MyDilatedConv2d(3, 5, kernel, dilation).to(torch.float64, memory_format=memory_format)
-    x = torch.randn(2, 3, *size, dtype=torch.float64).to(memory_format=memory_format)
-    ours = gradients(lambda x, w, b: torch.func.functional_call(layer, {'weight': w, 'bias': b}, x),
-                     x, layer.weight, layer.bias)
-    gaps = dilation + 1
-    theirs = gradients(
-        lambda x, w, b: F.conv2d(x, w, b, dilation=gaps, padding=kernel // 2 * gaps),
-        x, layer.weight, layer.bias)
-    assert ours[0].shape == (2, 5, *size)
-    assert_same(ours, theirs)
+@pytest.mark.parametrize('memory_format', MEMORY_FORMATS)
+def test_dilated_convolution_equals_conv2d_with_gaps(course, kernel, dilation, size, memory_format, dtype):
+    layer = course('MyDilatedConv2d')(3, 5, kernel, dilation).to(dtype, memory_format=memory_format)
+    x = torch.randn(2, 3, *size, dtype=dtype).to(memory_format=memory_format)
+    assert_same_convolution(layer, x, step=dilation + 1, padding=kernel // 2 * (dilation + 1))
 
 
+@only_ours
 @pytest.mark.parametrize('kernel', [1, 3, 5, 7])
 @pytest.mark.parametrize('dilation', [None, 0, 1, 2, 3, 4])
 def test_gradients_are_those_of_finite_differences(kernel, dilation):
@@ -80,36 +128,53 @@ def test_gradients_are_those_of_finite_differences(kernel, dilation):
     assert torch.autograd.gradcheck(call, (x, layer.weight, layer.bias))
 
 
-def test_dilated_convolution_does_without_the_dilation_of_torch(monkeypatch):
-    calls = []
-    real = F.conv2d
-    monkeypatch.setattr(F, 'conv2d', lambda *a, **k: calls.append((a, k)) or real(*a, **k))
-    MyDilatedConv2d(2, 2, 3, dilation=3)(torch.zeros(1, 2, 9, 9))
-    (arguments, keywords), = calls
-    assert len(arguments) <= 5 and keywords.get('dilation', 1) == 1  # the sixth is dilation
+class Dilations(TorchFunctionMode):
+    """Notes the dilation of every convolution, however it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is F.conv2d:
+            self.seen.append(args[5] if len(args) > 5 else (kwargs or {}).get('dilation', 1))
+        return function(*args, **(kwargs or {}))
+
+
+def test_dilated_convolution_does_without_the_dilation_of_torch(course):
+    layer = course('MyDilatedConv2d')(2, 2, 3, dilation=3)
+    with Dilations() as dilations:
+        layer(torch.zeros(1, 2, 9, 9))
+    assert set(dilations.seen) <= {1, (1, 1)}, (
+        "MyDilatedConv2d: it uses torch's dilation; part G gives credit for spreading the filter yourself")
 
 
 FIGURE_1 = {  # rows and columns of the taps of a 3x3 filter around its centre
-    0: [-1, 0, 1],
     1: [-2, 0, 2],
+    0: [-1, 0, 1],
     3: [-4, 0, 4],
 }
 
 
 @pytest.mark.parametrize('dilation', FIGURE_1)
-def test_taps_are_where_figure_1_draws_them(dilation):
-    layer = MyDilatedConv2d(1, 1, 3, dilation)
+def test_taps_are_where_figure_1_draws_them(course, dilation):
+    layer = course('MyDilatedConv2d')(1, 1, 3, dilation)
     nn.init.ones_(layer.weight)
     nn.init.zeros_(layer.bias)
     impulse = torch.zeros(1, 1, 15, 15)
     impulse[0, 0, 7, 7] = 1
-    expected = torch.zeros(15, 15)
+    response = results(layer, impulse)[0][0, 0]
+    expected, centre = torch.zeros_like(response), len(response) // 2  # smaller where the padding is
     for row in FIGURE_1[dilation]:
         for column in FIGURE_1[dilation]:
-            expected[7 + row, 7 + column] = 1
-    assert torch.equal(layer(impulse)[0, 0], expected)
+            expected[centre + row, centre + column] = 1
+    rows = sorted({row - centre for row, _ in response.nonzero().tolist()})
+    assert same(response, expected), (
+        f'MyDilatedConv2d: with dilation {dilation} the taps are in rows {rows} around the centre; '
+        f'Figure 1 has {FIGURE_1[dilation]}')
 
 
+@only_ours
 @pytest.mark.parametrize('kernel, dilation', [(2, 1), (4, 0), (3, -1)])
 def test_dilated_convolution_refuses_even_kernels_and_negative_dilation(kernel, dilation):
     with pytest.raises(ValueError):
@@ -120,14 +185,17 @@ def test_dilated_convolution_refuses_even_kernels_and_negative_dilation(kernel, 
 # Models
 # ---------------------------------------------------------------------------
 
+@only_ours
 @pytest.mark.parametrize('training', [True, False])
 def test_up_stage_equals_its_layers_in_the_order_in_which_they_stand(training):
     ours = up(6, 5, 3).double().train(training)
     reference = nn.Sequential(*copy.deepcopy(ours)).train(training)
     x = torch.randn(3, 6, 8, 8, dtype=torch.float64)
-    results = [[*gradients(stage, x), *(p.grad for p in stage.parameters())] for stage in (ours, reference)]
-    assert results[0][0].shape == (3, 5, 16, 16)
-    assert_same(*results)
+    output, gradients = results(ours, x)
+    expected, expected_gradients = results(reference, x)
+    assert output.shape == (3, 5, 16, 16)
+    assert same(output, expected)
+    assert_same_gradients('up', gradients, expected_gradients)
     norm, other = ours[2], reference[2]
     torch.testing.assert_close(norm.running_mean, other.running_mean)
     n, start = 3 * 8 * 8, 0.9 * training  # pixels of a map; what is left of the initial variance
@@ -135,6 +203,7 @@ def test_up_stage_equals_its_layers_in_the_order_in_which_they_stand(training):
     torch.testing.assert_close(norm.running_var - start, factor * (other.running_var - start))
 
 
+@only_ours
 def test_part_of_an_up_stage_is_its_layers():
     stage, x = up(6, 5, 3), torch.randn(2, 6, 8, 8)
     assert torch.equal(stage[:2](x), stage[1](stage[0](x)))
@@ -173,59 +242,138 @@ REGRESSION_STATE = CNN_STATE | stage('upconv2', 0, 2, 32, 3) | {
 }
 
 
-@pytest.mark.parametrize('model, expected', [
-    (CNN(3, 32, 24), CNN_STATE), (UNet(3, 32, 24), UNET_STATE), (DUNet(3, 32, 24), UNET_STATE),
-    (RegressionCNN(3, 32), REGRESSION_STATE)])
-def test_state_dict_has_the_names_and_shapes_of_the_course(model, expected):
-    assert {name: tuple(t.shape) for name, t in model.state_dict().items()} == expected
+def shapes(model):
+    return {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
 
+def assert_state(model, expected):
+    who, state = type(model).__name__, shapes(model)
+    for name, shape in expected.items():
+        mean = name.rpartition('.')[0] + '.running_mean'
+        what = ' (no batch norm there)' if mean in expected and mean not in state else ''
+        assert name in state, f'{who}: {name} is not in its state dict{what}'
+        assert state[name] == shape, f'{who}: {name} has the shape {state[name]} instead of {shape}'
+    assert state == expected, f'{who}: the course has no {", ".join(state.keys() - expected.keys())}'
+
+
+@pytest.mark.parametrize('name, expected', [
+    ('CNN', CNN_STATE), ('UNet', UNET_STATE), ('DilatedUNet', UNET_STATE)])
+def test_state_dict_has_the_names_and_shapes_of_the_course(course, name, expected):
+    model = course(name)(3, 32, 24)
+    assert_state(model, expected)
+    assert nn.Conv2d not in map(type, model.modules()), f'{name}: has nn.Conv2d instead of MyConv2d'
+
+
+@only_ours
+def test_state_dict_of_the_regression_network_ends_in_three_outputs():
+    assert_state(RegressionCNN(3, 32), REGRESSION_STATE)
+
+
+@only_ours
 def test_dunet_is_the_dilated_unet():
     assert DUNet is DilatedUNet
     assert isinstance(DUNet(3, 4, 5).rfconv[0], MyDilatedConv2d)
     assert DUNet(3, 4, 5).rfconv[0].dilation == 1
 
 
-def torch_stage(state, name, x, change):
-    """A stage in eval mode, written with torch's functions in the handout's order."""
-    norm = 1 if name == 'rfconv' else 2
-    dilation = 1
-    if name == 'dilated':
-        name, norm, dilation = 'rfconv', 1, 2
-    x = F.conv2d(x, state[f'{name}.0.weight'], state[f'{name}.0.bias'],
-                 padding=dilation, dilation=dilation)
-    x = change(x)
-    x = F.batch_norm(x, state[f'{name}.{norm}.running_mean'], state[f'{name}.{norm}.running_var'],
-                     state[f'{name}.{norm}.weight'], state[f'{name}.{norm}.bias'])
-    return F.relu(x)
+class Reference(nn.Module):
+    """The networks of the handout, of torch's own layers."""
+
+    def __init__(self, kernel, num_filters, num_colours, *, skips=False, dilation=0):
+        super().__init__()
+        self.skips = skips
+        def stage(inputs, outputs, *resize, step=1):
+            convolution = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2 * step, dilation=step)
+            return nn.Sequential(convolution, *resize, nn.BatchNorm2d(outputs), nn.ReLU())
+        self.downconv1 = stage(1, num_filters, nn.MaxPool2d(2))
+        self.downconv2 = stage(num_filters, 2 * num_filters, nn.MaxPool2d(2))
+        self.rfconv = stage(2 * num_filters, 2 * num_filters, step=dilation + 1)
+        self.upconv1 = stage(2 * num_filters * (1 + skips), num_filters, nn.Upsample(scale_factor=2))
+        self.upconv2 = stage(num_filters * (1 + skips), num_colours, nn.Upsample(scale_factor=2))
+        self.finalconv = nn.Conv2d(num_colours + skips, num_colours, kernel, padding=kernel // 2)
+
+    def forward(self, x):
+        join = (lambda *maps: torch.cat(maps, dim=1)) if self.skips else (lambda first, _: first)
+        down1 = self.downconv1(x)
+        down2 = self.downconv2(down1)
+        up1 = self.upconv1(join(self.rfconv(down2), down2))
+        up2 = self.upconv2(join(up1, down1))
+        return self.finalconv(join(up2, x))
 
 
-def torch_network(state, x, skips, middle='rfconv'):
-    pool = lambda x: F.max_pool2d(x, 2)
-    grow = lambda x: F.interpolate(x, scale_factor=2, mode='nearest')
-    join = (lambda *xs: torch.cat(xs, dim=1)) if skips else (lambda first, _: first)
-    down1 = torch_stage(state, 'downconv1', x, pool)
-    down2 = torch_stage(state, 'downconv2', down1, pool)
-    inner = torch_stage(state, middle, down2, lambda x: x)
-    up1 = torch_stage(state, 'upconv1', join(inner, down2), grow)
-    up2 = torch_stage(state, 'upconv2', join(up1, down1), grow)
-    return F.conv2d(join(up2, x), state['finalconv.weight'], state['finalconv.bias'], padding=1)
+def stages(model, x):
+    """What goes into each stage and what comes out of it, as far as the network calls them as modules."""
+    seen = {}
+    hooks = [stage.register_forward_hook(
+        lambda _, inputs, output, name=name: seen.update({name: (inputs[0].detach(), output.detach())}))
+        for name, stage in model.named_children()]
+    model(x)
+    for hook in hooks:
+        hook.remove()
+    return seen
 
 
-@pytest.mark.parametrize('model, skips, middle', [
-    (CNN(3, 8, 5), False, 'rfconv'), (UNet(3, 8, 5), True, 'rfconv'),
-    (DUNet(3, 8, 5), True, 'dilated'), (RegressionCNN(3, 8), False, 'rfconv')])
-def test_forward_equals_the_network_written_with_torch_functions(model, skips, middle):
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if 'running_mean' in name:
-                tensor.uniform_(-0.1, 0.1)
-            if 'running_var' in name:
-                tensor.uniform_(0.05, 0.2)
-    x = torch.rand(2, 1, 32, 32)
-    ours = model.eval()(x)
-    assert ours.std() > 0.1  # the layers do not hide each other
-    torch.testing.assert_close(ours, torch_network(model.state_dict(), x, skips, middle))
+def describe(layer):
+    dilated = isinstance(layer, nn.Conv2d) and layer.dilation != (1, 1)
+    return (type(layer).__name__ + ' (dilation 1: one pixel left out)' * dilated
+            + ' (nearest)' * isinstance(layer, nn.Upsample))
+
+
+PREVIOUS = {'downconv1': ['the grey input'], 'downconv2': ['downconv1'], 'rfconv': ['downconv2'],
+            'upconv1': ['rfconv', 'downconv2'], 'upconv2': ['upconv1', 'downconv1'],
+            'finalconv': ['upconv2', 'the grey input']}
+
+
+def assert_same_network(model, reference, x):
+    """Compare with the reference, whose weights it gets, stage by stage to name the first that differs."""
+    who = type(model).__name__
+    assert_state(model, shapes(reference))
+    model.load_state_dict(reference.state_dict())
+    seen = stages(model, x)
+    for name, (inputs, output) in stages(reference, x).items():
+        if name not in seen:
+            continue
+        previous = ', '.join(PREVIOUS[name] if reference.skips else PREVIOUS[name][:1])
+        swapped = any(same(seen[name][0].roll(n, dims=1), inputs) for n in range(1, inputs.shape[1]))
+        assert same(seen[name][0], inputs), (
+            f'{who}: {name} does not get [{previous}]' + ', but its parts in another order' * swapped)
+        layers = ', then '.join(describe(layer) for layer in reference.get_submodule(name).modules()
+                                if not list(layer.children()))
+        assert same(seen[name][1], output), f'{who}: the output of {name} is not that of {layers}'
+    output, gradients = results(model, x)
+    expected, expected_gradients = results(reference, x)
+    assert expected.std() > 0.1  # the layers do not hide each other
+    assert same(output, expected), f"{who}: the output is not that of the same network of torch's layers"
+    assert_same_gradients(who, gradients, expected_gradients)
+
+
+def stir(model):
+    """Make batch norms do something: also turn signs, so that they do not commute with pooling."""
+    for name, tensor in model.state_dict().items():
+        if name.endswith('running_mean'):
+            tensor.uniform_(-0.1, 0.1)
+        elif name.endswith('running_var'):
+            tensor.uniform_(0.05, 0.2)
+        elif tensor.dim() == 1:
+            tensor.uniform_(-1.5, 1.5)
+
+
+@pytest.mark.parametrize('kernel', [3, 5])
+@pytest.mark.parametrize('training', [False, True])
+@pytest.mark.parametrize('name, parts', [
+    ('CNN', {}), ('UNet', {'skips': True}), ('DilatedUNet', {'skips': True, 'dilation': 1})])
+def test_network_equals_that_of_torchs_layers(course, name, parts, kernel, training, dtype):
+    model = course(name)(kernel, 8, 5).to(dtype).train(training)
+    reference = Reference(kernel, 8, 5, **parts).to(dtype).train(training)
+    stir(reference)
+    assert_same_network(model, reference, torch.rand(2, 1, 32, 32, dtype=dtype))
+
+
+@only_ours
+def test_regression_network_is_the_cnn_with_three_outputs():
+    reference = Reference(3, 8, 3).eval()
+    stir(reference)
+    assert_same_network(RegressionCNN(3, 8).eval(), reference, torch.rand(2, 1, 32, 32))
 
 
 def receptive_field(model, pixel=32):
@@ -250,6 +398,7 @@ def receptive_field(model, pixel=32):
 # upconv2 14..17, which is 7..8 of a quarter; upconv1 6..9; rfconv 5..10 (dilated: 4..11);
 # the pooling 10..21 (8..23), downconv2 9..22 (7..24), the pooling 18..45 (14..49), downconv1
 # 17..46 (13..50).
+@only_ours
 @pytest.mark.parametrize('model, expected', [
     (CNN(3, 2, 3), (17, 46)), (UNet(3, 2, 3), (17, 46)), (DUNet(3, 2, 3), (13, 50))])
 def test_receptive_field_is_what_counting_by_hand_gives(model, expected):
@@ -257,6 +406,7 @@ def test_receptive_field_is_what_counting_by_hand_gives(model, expected):
 
 
 # Handout, part D.1: weights per pair of channels, and the side of the receptive field.
+@only_ours
 @pytest.mark.parametrize('layer, weights, side', [
     (MyConv2d(1, 1, 3), 9, 3), (MyConv2d(1, 1, 5), 25, 5), (MyDilatedConv2d(1, 1, 3, 1), 9, 5)])
 def test_weights_and_receptive_field_of_part_d(layer, weights, side):
@@ -277,6 +427,7 @@ HAND_COUNTED = {  # RegressionCNN, 32 filters: side of the maps, weights, biases
 }
 
 
+@only_ours
 def test_summary_of_the_regression_network_is_what_counting_by_hand_gives():
     rows = architecture(RegressionCNN(3, 32))
     expected = [(stage, *row) for stage, rows in HAND_COUNTED.items() for row in rows]
@@ -287,6 +438,7 @@ def test_summary_of_the_regression_network_is_what_counting_by_hand_gives():
     assert summary_table(RegressionCNN(3, 32)).splitlines()[-1].split() == ['total', '75156', '393']
 
 
+@only_ours
 @pytest.mark.parametrize('make, kernel', [(CNN, 1), (CNN, 3), (CNN, 5), (UNet, 3), (DUNet, 3)])
 def test_receptive_field_of_the_summary_is_that_of_the_gradients(make, kernel):
     *_, last = architecture(make(kernel, 2, 3))
@@ -295,6 +447,7 @@ def test_receptive_field_of_the_summary_is_that_of_the_gradients(make, kernel):
     assert last['receptive field'] == ' or '.join(map(str, sides))
 
 
+@only_ours
 @pytest.mark.parametrize('make', [CNN, UNet, DUNet])
 def test_summary_counts_every_parameter_and_shows_the_sizes_that_run_through(make):
     model = make(3, 4, 5)
