@@ -49,9 +49,7 @@ def activation_panels(grey, rgb, prediction, maps):
 
 
 def main():
-    parser = make_parser('Draw what each stage of a trained network makes of validation pictures.', """\
-  %(prog)s --model CNN --checkpoint weights/cnn_k3_f32.pkl
-  %(prog)s 0 5 17 --model UNet --checkpoint weights/unet_k3_f32.pkl""")
+    parser = make_parser(__doc__)
     parser.add_argument('index', type=number_type(int, 0), nargs='*', default=[0, 1, 2],
                         help='numbers of validation pictures (default: 0 1 2)')
     flag = parser.add_argument_group('the network').add_argument

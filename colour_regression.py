@@ -31,9 +31,7 @@ def regression(outputs, rgb):
 
 
 def main():
-    parser = make_parser('Train or evaluate a network that predicts RGB with squared error.', f"""\
-  %(prog)s              evaluate {CHECKPOINT}
-  %(prog)s --train      train such weights""")
+    parser = make_parser(__doc__)
     group = parser.add_argument_group('what to do')
     modes = group.add_mutually_exclusive_group()
     modes.add_argument('--train', action='store_true',

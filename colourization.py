@@ -1219,8 +1219,10 @@ def number_type(kind, low, high=math.inf):
     return parse
 
 
-def make_parser(description, examples):
-    return Parser(description=description, epilog=f'examples:\n{examples}', usage='%(prog)s [options]',
+def make_parser(text):
+    """A parser whose help begins with the first line of a text, and ends with the others."""
+    description, _, examples = text.partition('\n\n')
+    return Parser(description=description, epilog=examples, usage='%(prog)s [options]',
                   formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
@@ -1271,11 +1273,13 @@ def add_training_flags(flag):
 
 def parse_args(argv=None):
     """Read the command line of colourization.py, and fill in what depends on other flags."""
-    parser = make_parser('Train or evaluate a network that colours the horses of CIFAR-10.', """\
-  %(prog)s --model UNet --data sample -e 5          try it, no download
-  %(prog)s --model UNet --checkpoint my_unet.pkl    train
-  %(prog)s --model UNet --checkpoint weights/unet_k3_f32.pkl --valid
-  %(prog)s --image photo.jpg                        colour your own picture""")
+    parser = make_parser("""Train or evaluate a network that colours the horses of CIFAR-10.
+
+examples:
+  python colourization.py --model UNet --data sample -e 5          try it, no download
+  python colourization.py --model UNet --checkpoint my_unet.pkl    train
+  python colourization.py --model UNet --checkpoint weights/unet_k3_f32.pkl --valid
+  python colourization.py --image photo.jpg                        colour your own picture""")
     group = parser.add_argument_group('what to do')
     group.add_argument('-m', '--model', choices=MODELS, help='the network; it is trained, then evaluated, '
                        'unless one of these says otherwise:')
