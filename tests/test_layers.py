@@ -59,6 +59,7 @@ def assert_same_convolution(layer, x, *, step=1, padding):
     """Compare with torch's convolution whose taps are `step` pixels apart."""
     who, (outputs, inputs, kernel, _) = type(layer).__name__, layer.weight.shape
     reference = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=step).to(x.dtype)
+    assert_state(layer, shapes(reference))
     reference.load_state_dict(layer.state_dict())
     output, gradients = results(layer, x)
     expected, expected_gradients = results(reference, x)
