@@ -8,6 +8,10 @@ five stages and the output, each in a file of its own, and overview_I.png with a
 """
 
 import math
+import os
+import sys
+
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # which `python -P` leaves out
 
 from tqdm import tqdm
 

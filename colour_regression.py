@@ -7,7 +7,11 @@ The network is the CNN of colourization.py with three outputs, trained on square
     python colour_regression.py --summary   # the layers of the network
 """
 
+import os
+import sys
 from pathlib import Path
+
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # which `python -P` leaves out
 
 from colourization import (CNN, KERNEL, NUM_FILTERS, add_file_flags, add_network_flags, add_training_flags,
                            check_checkpoint, load_model, make_parser, run, summary_table, train_and_evaluate)

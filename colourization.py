@@ -33,8 +33,10 @@ Where the questions of the handout are answered in code:
 import argparse
 import atexit
 import copy
+import errno
 import functools
 import gc
+import glob
 import io
 import json
 import math
@@ -44,9 +46,10 @@ import sys
 import time
 import unicodedata
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # which `python -P` leaves out
 if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
     os.environ['GOMP_SPINCOUNT'] = '20000'  # torch's import reads it: threads that wait let others run
 
@@ -61,15 +64,11 @@ from load_data import (HORSE, MAX_COLOURS, MOVES, InputError, batches, check_col
                        hold_out, is_of, load_cifar10, load_colours, one_line, read_picture,
                        what_it_is_instead, whole_file)
 
-# SciPy, scikit-learn and matplotlib take seconds to import, so the functions that need them do it;
-# Pillow, which --image alone needs, likewise.
-
-
-HERE = Path(__file__).resolve().parent
-
+# SciPy, scikit-learn, matplotlib and Pillow take seconds to import, so the functions that need them do it.
 
 # ---- Settings: of the course, unless a flag says otherwise ------------------------------------------
 
+HERE = Path(__file__).resolve().parent
 NUM_COLOURS = 24  # handout, part B
 KERNEL, NUM_FILTERS = 3, 32  # of the course's weights: `*_k3_f32.pkl`
 MAX_PIXEL = 256.0  # the course divides by 256, not by 255
@@ -118,13 +117,14 @@ def scores_to_rgb(scores, colours, temperature=0.0):
     and blue themselves if that is None. Temperature 0 takes the likeliest colour; above it is the annealed
     mean of Zhang, Isola and Efros (2016), Colorful image colorization, equation 5; 1 is the plain mean.
     """
-    scores = scores.cpu()
+    scores = scores.float().cpu()
     if colours is None:
         return scores.clamp(0, 1).numpy()
     if temperature < 0.001:  # scores divided by less could overflow
         return get_cat_rgb(scores.argmax(dim=1, keepdim=True).numpy(), colours)
-    probabilities = (scores / temperature).softmax(dim=1)
-    return torch.einsum('nkhw, kc -> nchw', probabilities, torch.from_numpy(colours)).numpy()
+    with torch.autocast('cpu', enabled=False):  # that of whoever calls
+        probabilities = (scores / temperature).softmax(dim=1)
+        return torch.einsum('nkhw, kc -> nchw', probabilities, torch.from_numpy(colours)).numpy()
 
 
 # ---- Pictures, and the sets that are made of them ---------------------------------------------------
@@ -241,6 +241,11 @@ class MyDilatedConv2d(MyConv2d):
 # ---- Models: grey pictures [N, 1, H, W] -> scores [N, K, H, W]; H and W are multiples of 4 ----------
 
 
+def memory_format(device):
+    """The faster layout of pictures; on Apple's GPU it gives wrong gradients (pytorch issue 181411)."""
+    return torch.channels_last if device.type in ('cpu', 'cuda') else torch.contiguous_format
+
+
 def down(in_channels, out_channels, kernel):
     """A stage that halves height and width: convolution, 2x2 max pooling, batch norm, ReLU."""
     return nn.Sequential(MyConv2d(in_channels, out_channels, kernel), nn.MaxPool2d(2),
@@ -255,16 +260,23 @@ class UpStage(nn.Sequential):
     """
 
     def forward(self, x):
-        if len(self) != 4:  # a part of the stage, or more than it
-            return super().forward(x)
-        convolution, upsample, norm, relu = self
-        return upsample(relu(norm(convolution(x))))
+        return self[1](self[3](self[2](self[0](x))))
+
+    def __getitem__(self, index):  # a part is an ordinary Sequential
+        return nn.Sequential(*self.children())[index]
 
 
 def up(in_channels, out_channels, kernel):
     """A stage that doubles height and width: convolution, 2x2 upsampling, batch norm, ReLU."""
     return UpStage(MyConv2d(in_channels, out_channels, kernel), nn.Upsample(scale_factor=2),
                    nn.BatchNorm2d(out_channels), nn.ReLU())
+
+
+def check_sides(x):
+    """Raise ValueError if pictures [N, 1, H, W] cannot be halved twice."""
+    height, width = x.shape[2:]
+    if height % 4 != 0 or width % 4 != 0:
+        raise ValueError(f'the sides of a picture must be multiples of 4, not {height} and {width}')
 
 
 class CNN(nn.Module):
@@ -281,6 +293,7 @@ class CNN(nn.Module):
         self.finalconv = MyConv2d(num_colours, num_colours, kernel)
 
     def forward(self, x):
+        check_sides(x)
         x = self.downconv1(x)
         x = self.downconv2(x)
         x = self.rfconv(x)
@@ -308,12 +321,13 @@ class UNet(nn.Module):
         self.finalconv = MyConv2d(num_colours + 1, num_colours, kernel)
 
     def forward(self, x):
+        check_sides(x)
         down1 = self.downconv1(x)
         down2 = self.downconv2(down1)
         middle = self.rfconv(down2)
         up1 = self.upconv1(torch.cat([middle, down2], dim=1))
         up2 = self.upconv2(torch.cat([up1, down1], dim=1))
-        x = x.to(up2.dtype, memory_format=torch.channels_last, copy=True)  # as up2, for speed
+        x = x.to(up2.dtype, memory_format=memory_format(x.device), copy=True)  # as up2, for speed
         return self.finalconv(torch.cat([up2, x], dim=1))
 
 
@@ -454,9 +468,10 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
             if epoch < epochs:
                 save_state(state_file, settings, stateful, generator, history)
                 resumable = epoch
-            save_history(history, outdir / f'history_{about["model"]}.csv')
-            if draw:
-                draw(valid, epoch)
+            with only_warned_of():
+                save_history(history, outdir / f'history_{about["model"]}.csv')
+                if draw:
+                    draw(valid, epoch)
     except (KeyboardInterrupt, BrokenPipeError):  # the latter where `| head` has seen enough
         if history or not was_there:
             save_interrupted(average, model, checkpoint, colours, resumable)
@@ -468,7 +483,8 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
         if history:
             title = f'{about["model"]}, trained on {about["data"]}'
             title += ' and the other classes' if 'classes' in augment else ''
-            draw_curves(history, outdir / f'training_curve_{about["model"]}.png', title)
+            with only_warned_of():
+                draw_curves(history, outdir / f'training_curve_{about["model"]}.png', title)
     state_file.unlink(missing_ok=True)
     return history
 
@@ -477,10 +493,19 @@ def with_prefix(prefix, metrics):
     return {prefix + name: value for name, value in metrics.items()}
 
 
+@contextmanager
+def only_warned_of():
+    """A table or a picture that cannot be written does not end a training."""
+    try:
+        yield
+    except InputError as e:
+        print(f'warning: {one_line(e)}', file=sys.stderr)
+
+
 def multiplies_bfloat16(device):
     """Whether the hardware multiplies bfloat16; only then is training in it faster."""
     if device.type == 'cpu':
-        can = torch.cpu.get_capabilities()
+        can = getattr(torch.cpu, 'get_capabilities', dict)()  # before torch 2.11 it is not known
         return can.get('avx512_bf16', False) or can.get('amx_bf16', False)
     return device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -679,15 +704,18 @@ def mosaic(pictures, columns):
 
 def import_matplotlib():
     """matplotlib, before long work and not after it; raises InputError if it cannot be imported."""
+    first, backend = 'matplotlib' not in sys.modules, os.environ.pop('MPLBACKEND', None)
     try:
-        try:
-            import matplotlib.figure
-        except ValueError:  # as in a notebook's shell: of a backend that is not installed, and not needed
-            os.environ.pop('MPLBACKEND', None)
-            import matplotlib.figure
+        import matplotlib.figure
     except Exception as e:  # a settings file can make it raise nearly anything
         raise InputError(f'matplotlib cannot be imported ({one_line(e)}): pip install -r requirements.txt '
                          'installs it') from e
+    finally:
+        if backend is not None:
+            os.environ['MPLBACKEND'] = backend
+    if first and backend:
+        with suppress(ValueError):  # a notebook's backend may not be installed, and is not needed here
+            matplotlib.rcParams['backend'] = backend
     return matplotlib
 
 
@@ -787,7 +815,7 @@ def architecture(model, size=32):
             layer.forward = functools.partial(nn.Sequential.forward, layer)
         if not list(layer.children()):
             layer.register_forward_hook(functools.partial(note, name.split('.')[0]))
-    model(torch.zeros(1, 1, size, size))
+    model(model.finalconv.weight.new_zeros(1, 1, size, size))
     if hasattr(model, 'prior'):
         rows.append({'stage': 'prior', 'operation': 'table', 'weights': model.prior.numel()})
     return rows
@@ -806,6 +834,7 @@ def summary_table(model):
 
 # ---- Checkpoints ------------------------------------------------------------------------------------
 
+COUNTERS = 'num_batches_tracked', 'n_averaged', 'total_ops', 'total_params'  # which nothing here uses
 SAVE_IT = 'save model.state_dict() with torch.save'
 
 def save_checkpoint(model, path, colours=None):
@@ -836,8 +865,18 @@ def save_interrupted(average, model, checkpoint, colours, epochs):
 
 def load_tensors(file):
     """What `save_tensors` wrote, on the CPU; a broken or hostile file can raise nearly anything."""
-    with warnings.catch_warnings(action='ignore'):  # the error says it all
-        return torch.load(file, map_location='cpu', weights_only=True)
+    numbers = [(Ignored, name) for name in ('numpy.dtype', 'numpy.core.multiarray.scalar',
+                                            'numpy._core.multiarray.scalar')]
+    with warnings.catch_warnings(action='ignore'), torch.serialization.safe_globals(numbers):
+        return torch.load(file, map_location='cpu', weights_only=True, mmap=False)
+
+
+class Ignored:
+    """What comes of a NumPy number beside the weights."""
+
+    def __init__(self, *_):
+        pass
+    __setstate__ = __init__
 
 
 def what_it_is(path, error):
@@ -862,14 +901,18 @@ def find_weights(value):
     for part in (value, *dict.values(value)):
         if isinstance(part, dict):
             weights = {re.sub(r'\b(module|_orig_mod)\.', '', str(name)): tensor
-                       for name, tensor in dict.items(part)
-                       if not str(name).endswith(('num_batches_tracked', 'n_averaged'))}
-            if 'finalconv.weight' in weights:
+                       for name, tensor in dict.items(part) if not str(name).endswith(COUNTERS)}
+            if last := [name for name in weights if re.search(r'\bfinalconv\.', name)]:
                 break
     else:
         names = ', '.join(map(str, list(dict.keys(value))[:3])) or 'nothing'
         raise InputError(f'it has {names:.60}, but no finalconv.weight: not a checkpoint of this assignment')
+    prefix = last[0].partition('finalconv.')[0]  # Lightning's is `model.`
+    weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     for name, tensor in weights.items():
+        if re.search(r'\.parametrizations\.|\.(weight|bias)_(g|v|u|orig|mask)$', name):
+            raise InputError(f'its {name:.60} is of weight_norm, spectral_norm or pruning: remove that, then '
+                             f'{SAVE_IT}')
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f'its {name:.60} is no tensor: {SAVE_IT}')
         weights[name] = torch.detach(tensor)
@@ -942,7 +985,7 @@ def load_model(make_model, path, kernel=None, num_filters=None):
         raise InputError(f'{path} does not fit a {name} ({words:.200}): build the network as the handout '
                          'does, layer by layer, and save its whole state_dict()')
     with torch.no_grad():  # finite weights can be too large, or the square roots of negative ones
-        if not model.eval()(torch.full((1, 1, 8, 8), 0.5)).isfinite().all():
+        if not model.eval()(torch.full((1, 1, 8, 8), 0.5, dtype=torch.float32)).isfinite().all():
             raise InputError(f'{path} is damaged: its outputs are not finite; train it again')
     return model, colours
 
@@ -995,7 +1038,7 @@ def load_state(path, settings, stateful, generator):
             history = list(state['history'])
             if len(history) >= settings['epochs'] or not all('seconds' in record for record in history):
                 raise ValueError('its history is damaged')
-            if 'OMP_NUM_THREADS' not in os.environ:  # as many as before, for the same bits
+            if not threads_are_chosen():  # as many as before, for the same bits
                 torch.set_num_threads(min(state['threads'], torch.get_num_threads()))
             return history
         except Exception as e:
@@ -1018,8 +1061,11 @@ def colourize(grey, model, colours, temperature=1.0, size=IMAGE_SIZE, saturation
     The network, in eval mode, sees it with about `size` x `size` pixels, and a half and a quarter of that a
     side. Of its answers only the chroma is used, each channel less their mean. The mean of the three chromas,
     `saturation` times as large, is enlarged along the edges of the grey, and made weaker where it would lead
-    out of [0, 1]. Colours and temperature: see `scores_to_rgb`.
+    out of [0, 1]. Colours and temperature: see `scores_to_rgb`. Raises ValueError if it is no such picture.
     """
+    if np.ndim(grey) != 2 or np.asarray(grey).dtype.kind != 'f' or not (
+            np.size(grey) and np.min(grey) >= 0 and np.max(grey) <= 1):  # which is not so with NaN
+        raise ValueError('a grey picture must be an array [H, W] of floats in [0, 1]: divide bytes by 255')
     rgb = np.empty((*np.shape(grey), 3), np.float32)
     for rows, band in colour_bands(grey, model, colours, temperature, size, saturation):
         rgb[rows] = band
@@ -1072,6 +1118,12 @@ def colour_bands(grey, model, colours, temperature, size, saturation):
         yield rows, (lit + tint * room.clamp(max=1))[0].movedim(0, -1).clamp(0, 1).numpy()
 
 
+def expand(paths):
+    """Paths with patterns like *.jpg replaced by what they match: shells of Windows leave that to us."""
+    found = {path: glob.glob(str(path)) for path in paths if not os.path.lexists(path)}
+    return [Path(name) for path in paths for name in sorted(found.get(path, ())) or [path]]
+
+
 def colour_files(paths, model, colours, outdir, temperature, size, saturation):
     """--image: `colourize` files into outdir; a bad one does not stop the others, but the status is 1."""
     from PIL import Image
@@ -1120,9 +1172,14 @@ def busy_seconds():
 START = time.monotonic(), busy_seconds()  # when the program began
 
 
+def threads_are_chosen():
+    """Whether OMP_NUM_THREADS is a number of threads: torch takes no notice of anything else."""
+    return re.fullmatch('0*[1-9][0-9]*', os.environ.get('OMP_NUM_THREADS', '').strip()) is not None
+
+
 def choose_threads():
     """Have torch use as many threads as cores were free since the program began: shared ones slow it down."""
-    if 'OMP_NUM_THREADS' in os.environ:
+    if threads_are_chosen():
         return
     free = os.cpu_count()
     if START[1] is not None:
@@ -1130,9 +1187,11 @@ def choose_threads():
         free = len(os.sched_getaffinity(0)) - busy
     elif hasattr(os, 'getloadavg'):
         free -= os.getloadavg()[0]
-    if QUOTA.exists():  # of a container, in microseconds
-        share, period = QUOTA.read_text().split()
-        free = free if share == 'max' else min(free, int(share) / int(period))
+    try:
+        share, period = map(int, QUOTA.read_text().split())  # of a container, in microseconds
+        free = min(free, share / period) if share > 0 and period > 0 else free
+    except (OSError, ValueError):  # there is none, or it says `max`
+        pass
     threads, most = max(1, round(free)), torch.get_num_threads()
     if threads < most:
         torch.set_num_threads(threads)
@@ -1171,10 +1230,10 @@ def run(main):
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read the output has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except (InputError, OSError) as e:
+        if isinstance(e, OSError) and e.errno in (errno.EPIPE, errno.EINVAL) and not e.filename:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read it has closed it
+            sys.exit(1)
         sys.exit(error_line(e))
     except ImportError as e:
         sys.exit(f'error: {one_line(e)}: pip install -r requirements.txt installs all that is needed')
@@ -1219,6 +1278,13 @@ def number_type(kind, low, high=math.inf):
     return parse
 
 
+def file_type(text):
+    """A type for argparse: the path of a file."""
+    if text.endswith(('/', os.sep)):
+        raise argparse.ArgumentTypeError(f'{text} is a folder: name a file in it')
+    return Path(text)
+
+
 def make_parser(text):
     """A parser whose help begins with the first line of a text, and ends with the others."""
     description, _, examples = text.partition('\n\n')
@@ -1228,7 +1294,7 @@ def make_parser(text):
 
 def add_network_flags(flag):
     """The flags of all scripts that say which network; `flag` is add_argument of a group."""
-    flag('--checkpoint', type=Path, metavar='FILE', help='its weights: training saves them there')
+    flag('--checkpoint', type=file_type, metavar='FILE', help='its weights: training saves them there')
     flag('-k', '--kernel', type=int, choices=range(1, 32, 2), metavar='K',
          help=f'odd width of the filters (default: {KERNEL}, or what the checkpoint has)')
     flag('-f', '--num_filters', type=number_type(int, 1, 4096), metavar='F',
@@ -1304,7 +1370,7 @@ examples:
          '0 takes the likeliest one, 1 the mean, between them is annealed (default: 0; 1 with --image)')
     add_training_flags(parser.add_argument_group('training').add_argument)
     flag = parser.add_argument_group('your photographs').add_argument
-    flag('--image_size', type=number_type(int, 4, 4096), default=IMAGE_SIZE, metavar='N',
+    flag('--image_size', type=number_type(int, 4, 1024), default=IMAGE_SIZE, metavar='N',
          help='the network sees them with about N x N pixels, and with a half and a quarter of N (default: '
          '%(default)s)')
     flag('--saturation', type=number_type(float, 0, 100), default=SATURATION, metavar='S',
@@ -1369,9 +1435,12 @@ def check_checkpoint(path, make_model, resume, evaluate):
     state_file = path.with_name(path.name + '.resume')
     check_writable(state_file)
     if state_file.exists() and not resume:
-        raise InputError(f'{state_file} is left from an interrupted run: go on with --resume, or '
-                         'remove that file to begin anew')
+        raise InputError(f'{state_file} is left from a run that was interrupted, or is still going on: '
+                         'continue it with --resume, or remove that file to begin anew')
     if path.exists() and path.stat().st_size:
+        if not resume and path.resolve().parent == HERE / 'weights':
+            raise InputError(f'{path} is not replaced by a training: {evaluate} to evaluate it, or train '
+                             'into another --checkpoint; to have it replaced, remove it first')
         overwritten = 'would be overwritten: choose another --checkpoint, or remove it'
         try:
             _, owner, _ = read_checkpoint(path)
@@ -1408,7 +1477,7 @@ def train_and_evaluate(model, objective, args, *, train_it, name, file_name, che
     check_writable(args.outdir / f'{file_name}.png')
     import_matplotlib()
     device = choose_device(args.gpu)
-    model = model.to(device, memory_format=torch.channels_last)  # on CPUs the faster format
+    model = model.to(device, memory_format=memory_format(device))
     num_filters, _, _, kernel = model.downconv1[0].weight.shape
     about = {'model': name, 'kernel': kernel, 'num_filters': num_filters,
              'data': data_name(args.data, args.category), 'prior': len(getattr(model, 'prior', ())),
@@ -1439,10 +1508,11 @@ def train_and_evaluate(model, objective, args, *, train_it, name, file_name, che
     metrics = evaluate(model, objective, valid_set, xs, about=about, outdir=args.outdir, file_name=file_name,
                        colours=colours, temperature=args.temperature,
                        accuracies={} if colours is None else baselines(counts, *valid_set))
-    if not train_it and colours is not None and not metrics['loss'] <= math.log(len(colours)):
+    if colours is not None and not metrics['loss'] <= math.log(len(colours)):
+        reason = ('try a smaller --learn_rate' if train_it else f'{checkpoint} may have been trained with '
+                  'other colours (-c), or with its skip connections in another order')
         print(f'warning: the loss is above that of guessing, ln {len(colours)} = '
-              f'{math.log(len(colours)):.4f}: {checkpoint} may have been trained with other colours (-c), or '
-              'with its skip connections in another order', file=sys.stderr)
+              f'{math.log(len(colours)):.4f}: {reason}', file=sys.stderr)
 
 
 def main():
@@ -1467,7 +1537,7 @@ def main():
     if args.summary:
         return print(summary_table(model))
     if args.image:
-        sys.exit(colour_files(args.image, model.to(choose_device(args.gpu)), colours, args.outdir,
+        sys.exit(colour_files(expand(args.image), model.to(choose_device(args.gpu)), colours, args.outdir,
                               args.temperature, args.image_size, args.saturation))
     name = f'{args.model}_prior' if hasattr(model, 'prior') else args.model
     train_and_evaluate(model, classification, args, train_it=not args.valid, name=name,

