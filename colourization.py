@@ -230,7 +230,7 @@ class MyDilatedConv2d(MyConv2d):
     def spread_weight(self):
         """The filters with their gaps, [O, I, s, s]: s = k + (k - 1) * dilation is the receptive field."""
         size = 2 * self.padding + 1
-        spread = self.weight.new_zeros(*self.weight.shape[:2], size, size)
+        spread = self.weight.new_zeros(self.weight.shape[0], self.weight.shape[1], size, size)
         spread[:, :, ::self.dilation + 1, ::self.dilation + 1] = self.weight
         return spread
 
@@ -241,9 +241,9 @@ class MyDilatedConv2d(MyConv2d):
 # ---- Models: grey pictures [N, 1, H, W] -> scores [N, K, H, W]; H and W are multiples of 4 ----------
 
 
-def memory_format(device):
-    """The faster layout of pictures; on Apple's GPU it gives wrong gradients (pytorch issue 181411)."""
-    return torch.channels_last if device.type in ('cpu', 'cuda') else torch.contiguous_format
+def takes_channels_last(device: torch.device):
+    """Whether this layout is the faster one; on Apple's GPU it gives wrong gradients (pytorch issue 181411)."""
+    return device.type in ('cpu', 'cuda')
 
 
 def down(in_channels, out_channels, kernel):
@@ -327,8 +327,9 @@ class UNet(nn.Module):
         middle = self.rfconv(down2)
         up1 = self.upconv1(torch.cat([middle, down2], dim=1))
         up2 = self.upconv2(torch.cat([up1, down1], dim=1))
-        x = x.to(up2.dtype, memory_format=memory_format(x.device), copy=True)  # as up2, for speed
-        return self.finalconv(torch.cat([up2, x], dim=1))
+        if takes_channels_last(x.device):  # as up2, for speed
+            x = x.to(up2.dtype, memory_format=torch.channels_last, copy=True)
+        return self.finalconv(torch.cat([up2, x.to(up2.dtype)], dim=1))
 
 
 class DilatedUNet(UNet):
@@ -1477,7 +1478,9 @@ def train_and_evaluate(model, objective, args, *, train_it, name, file_name, che
     check_writable(args.outdir / f'{file_name}.png')
     import_matplotlib()
     device = choose_device(args.gpu)
-    model = model.to(device, memory_format=memory_format(device))
+    model = model.to(device)
+    if takes_channels_last(device):
+        model = model.to(memory_format=torch.channels_last)
     num_filters, _, _, kernel = model.downconv1[0].weight.shape
     about = {'model': name, 'kernel': kernel, 'num_filters': num_filters,
              'data': data_name(args.data, args.category), 'prior': len(getattr(model, 'prior', ())),
