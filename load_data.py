@@ -489,9 +489,8 @@ def read_picture(path):
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # if a file is damaged, the error is enough
             # a file, not a path: Pillow 13 maps the latter, and then garbles a turned TIFF
-            with open(path, 'rb') as file, Image.open(file) as image:
-                refuse_unlike_seen(image)
-                return decode(image)
+            with open(path, 'rb') as file:
+                return read_opened(file)
     except FileNotFoundError as e:
         if re.match('https?:|-$', str(path)):
             raise InputError(f'{path}: save it into a file first, and name that') from e
@@ -507,6 +506,25 @@ def read_picture(path):
         raise InputError(f'{path}: {e}') from e
     except Exception as e:
         raise InputError(f'{path}: it cannot be read ({one_line(e)}): get it again') from e
+
+
+def read_opened(file, may_be_cut=True):
+    """The `Picture` in an opened file, also in a JPEG file that lacks no more than its end marker."""
+    from PIL import Image
+    try:
+        with Image.open(file) as image:
+            refuse_unlike_seen(image)
+            return decode(image)
+    except OSError as e:
+        if not may_be_cut or 'truncated' not in str(e):
+            raise
+        file.seek(0)
+        data = file.read().rstrip(b'\xff')  # what comes after its last pixel decides nothing
+        one, other = (read_opened(io.BytesIO(data + more + b'\xff\xd9'), may_be_cut=False)
+                      for more in (b'', b'Z' * 99))
+        if not np.array_equal(one.grey, other.grey):
+            raise
+        return one
 
 
 def refuse_unlike_seen(image):

@@ -558,6 +558,18 @@ DEEP_JPEG_2000 = {  # ramps of 256 columns from black to white, 64 rows, opaque
 }
 
 
+@pytest.mark.parametrize('options', [{}, {'progressive': True}, {'quality': 40, 'subsampling': 0}])
+def test_jpeg_that_lacks_only_its_end_marker_is_read_and_no_shorter_one(options, tmp_path):
+    pixels = np.random.default_rng(0).integers(256, size=(64, 96), dtype=np.uint8)
+    whole = saved(Image.fromarray(pixels), 'JPEG', **options)
+    expected = read(tmp_path / 'x', whole).grey
+    for end in (-1, -2):
+        assert np.array_equal(read(tmp_path / 'x', whole[:end]).grey, expected)
+    for end in range(len(whole) // 2, len(whole) - 4, len(whole) // 30):
+        with pytest.raises(InputError, match='x: it cannot be read'):
+            read(tmp_path / 'x', whole[:end])
+
+
 @pytest.mark.parametrize('mode', ['RGB', 'L', 'LA', 'RGBA', 'I;16'])
 def test_jpeg_2000_is_right(mode, tmp_path):
     ramp = np.tile(np.arange(256, dtype=np.uint16 if mode == 'I;16' else np.uint8), (64, 1))
