@@ -381,6 +381,12 @@ def test_colour_profile_is_converted_to_srgb(gamma, mode, tmp_path):
     assert np.array_equal(picture.alpha, ALPHA) if mode == 'RGBA' else picture.alpha is None
 
 
+def test_profile_that_moves_levels_by_two_is_converted(tmp_path):
+    icc = rgb_profile(lambda x: srgb_light(x)**1.02)
+    picture = read(tmp_path / 'x', saved(Image.fromarray(RGB), 'PNG', icc_profile=icc))
+    assert np.abs(picture.grey - srgb(srgb_light(RGB / 255)**1.02).mean(axis=2)).max() * 255 < 1
+
+
 def test_ink_and_lab_are_converted_to_srgb(tmp_path):
     ink = np.dstack([LEVELS * 0, LEVELS[::-1], LEVELS.T, LEVELS])
     picture = read(tmp_path / 'x', saved(Image.fromarray(ink, 'CMYK'), 'TIFF', icc_profile=black_ink()))
