@@ -563,7 +563,7 @@ def decode(image):
     image.load()
     profile = image.info.get('icc_profile')
     image = upright(image)
-    if image.mode == 'La' or stored == 'LA;16B':
+    if stored == 'LA;16B':
         image = image.convert('LA')
     if image.mode[0] == 'I':
         grey, alpha, is_grey = *deep_grey(image, tags), True

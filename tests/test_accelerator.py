@@ -186,6 +186,22 @@ def test_pretend_accelerator_is_gone_afterwards(capsys):
 # ---- The scripts on it -----------------------------------------------------------------------------------
 
 
+FLAGS = (r' (?:-b|--(?:augment|category|hold_out|image_size|plot|prior|schedule|temperature|weight_decay))'
+         r'(?: [^-]\S*)*')
+
+
+def assert_each_flag_matters(flags, command, run, call):
+    """Whether the CPU's results are others without each of these flags: both devices could ignore one."""
+    for flag in re.findall(FLAGS, flags):
+        other = call(command.replace(flag, ''), f'without{flag}')
+        assert numbers(other) != numbers(run), f'{flag} is ignored'
+
+
+def numbers(run):
+    tensors = [tensor for weights in run.weights for tensor in weights.values()]
+    return [np.asarray(array).tobytes() for array in (*run.pictures, *tensors)]
+
+
 TRAINED = [
     'colourization -m CNN', 'colourization -m UNet --plot',
     'colourization -m DUNet --schedule onecycle --weight_decay 0.1 --hold_out 5',
@@ -198,9 +214,11 @@ SMALL = '-e 2 -f 2 -b 10 -l 0.01 --float32 --checkpoint w.pkl'
 @pytest.mark.parametrize('command', TRAINED)
 def test_training_on_an_accelerator_gives_what_it_gives_on_the_cpu(command, call):
     script, flags = command.split(maxsplit=1)
-    on_gpu, on_cpu = (call(f'{script} {SMALL} {flags} {gpu}', gpu or 'cpu') for gpu in ('--gpu', ''))
+    command = f'{script} {SMALL} {flags}'
+    on_gpu, on_cpu = call(f'{command} --gpu', 'gpu'), call(command, 'cpu')
     assert 'Epoch [2/2], Val Loss' in on_gpu.words and len(on_gpu.weights) == 1
     assert_alike(on_gpu, on_cpu)
+    assert_each_flag_matters(flags, command, on_cpu, call)
 
 
 @pytest.mark.parametrize('steps, resumed_with', [
@@ -231,9 +249,10 @@ def test_evaluation_on_an_accelerator_gives_what_it_gives_on_the_cpu(command, ca
     for name, picture in ('grey.png', pixels[..., 0]), ('rgba.png', pixels):
         Image.fromarray(picture).save(tmp_path / name)
     command = re.sub(r'\w+\.png', lambda name: str(tmp_path / name[0]), command)
-    on_gpu, on_cpu = (call(f'{command} {gpu}', gpu or 'cpu') for gpu in ('--gpu', ''))
+    on_gpu, on_cpu = call(f'{command} --gpu', 'gpu'), call(command, 'cpu')
     assert 'Wrote' in on_gpu.words or 'Val Loss' in on_gpu.words
     assert_alike(on_gpu, on_cpu)
+    assert_each_flag_matters(command, command, on_cpu, call)
 
 
 @pytest.mark.parametrize('make, settings', [

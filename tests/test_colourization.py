@@ -373,11 +373,12 @@ def test_mosaic_shows_every_picture_whole():
 def test_pictures_are_drawn_with_their_own_pixels(tmp_path):
     from matplotlib.image import imread
 
-    red, grey = np.zeros((8, 8, 3)), np.full((8, 8, 1), 0.5)
-    red[..., 0] = 1
-    draw_pictures([('red', red), ('grey', grey)], tmp_path / 'a' / 'p.png', 'title', columns=2)
+    stripes, grey = np.zeros((8, 8, 3)), np.full((8, 8, 1), 0.5)
+    stripes[::2, :, 0] = stripes[1::2, :, 1] = 1
+    draw_pictures([('stripes', stripes), ('grey', grey)], tmp_path / 'a' / 'p.png', 'title', columns=2)
     shown = imread(tmp_path / 'a' / 'p.png')[..., :3].reshape(-1, 3)
-    assert (shown == [1, 0, 0]).all(axis=1).sum() > 10_000
+    assert (shown == [1, 0, 0]).all(axis=1).sum() > 10_000 and (shown == [0, 1, 0]).all(axis=1).sum() > 10_000
+    assert not ((shown[:, 2] == 0) & (shown[:, :2] > 0).all(axis=1)).any()  # nothing between red and green
     assert (np.abs(shown - 0.5) < 0.01).all(axis=1).sum() > 10_000
 
 
@@ -817,6 +818,10 @@ def test_curves_show_the_history(tmp_path, monkeypatch):
         for line, part in zip(axes.lines, ('train', 'val'), strict=True):
             assert list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == [record[f'{part}_{measure}'] for record in history]
+    assert [line.get_label() for axes in figure.axes for line in axes.lines] == [
+        'training, while it learns (last: 0.0000)', 'validation, averaged weights (last: 1.0000)',
+        'training, while it learns (last: 30.0%)', 'validation, averaged weights (last: 15.0%)']
+    assert [axes.get_title() for axes in figure.axes] == ['loss', 'accuracy']
     assert figure.get_suptitle() == 'what the figure says above'
     rows = (tmp_path / 'history_UNet.csv').read_text().splitlines()
     assert rows[0].split(',') == list(history[0])

@@ -4,6 +4,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -291,6 +292,14 @@ def test_shipped_weights_name_their_colours(model, path, capsys):
 # ---------------------------------------------------------------------------
 # Colours
 # ---------------------------------------------------------------------------
+
+@pytest.mark.parametrize('count, fits', [(1, False), (2, True), (256, True), (257, False)])
+def test_colours_are_from_2_to_256(count, fits, tmp_path):
+    colours = np.linspace(0, 1, 3 * count).reshape(count, 3)  # 0 and 1 themselves too
+    np.save(tmp_path / 'c.npy', colours)
+    with nullcontext() if fits else pytest.raises(InputError, match='K from 2 to 256'):
+        assert np.array_equal(load_colours(tmp_path / 'c.npy'), colours.astype(np.float32))
+
 
 @pytest.mark.parametrize('colours', [
     (255 * COLOURS).astype(np.uint8), (255 * COLOURS).astype(int), 255 * COLOURS,

@@ -560,7 +560,7 @@ def full_disk(room):
 
 def write_json(path):
     about = {'model': 'CNN', 'data': 'sample pictures'}
-    report(about, {'loss': 1.0}, {'x' * 9000: 0.5}, {}, path.parent)
+    report(about, {'loss': 1.0}, {'most_frequent_colour': 0.5}, {}, path.parent)
 
 
 WRITERS = {
@@ -587,11 +587,21 @@ def test_full_disk_leaves_the_old_file(name, tmp_path, monkeypatch, capsys):
         with whole_file(path) as file:
             np.save(file, RNG.random((256, 3)))
 
-    with full_disk(2000), pytest.raises(SystemExit) as end:
+    with full_disk(100), pytest.raises(SystemExit) as end:  # less than a file, so the last write may be it
         run(main)
     line = end.value.code if isinstance(end.value.code, str) else capsys.readouterr().err.strip()
     assert line.startswith('error: ') and line.isprintable() and f'{name} cannot be written' in line
     assert contents(tmp_path) == before
+
+
+def test_file_is_on_the_disk_before_it_replaces_another(tmp_path, monkeypatch):
+    """Otherwise a computer that loses power can be left with neither."""
+    path, synced = tmp_path / 'w.pkl', []
+    path.write_bytes(b'old')
+    monkeypatch.setattr(os, 'fsync', lambda file: synced.append((os.fstat(file).st_size, path.read_bytes())))
+    with whole_file(path) as file:
+        file.write(b'the new one')
+    assert synced == [(11, b'old')] and path.read_bytes() == b'the new one'
 
 
 # ---------------------------------------------------------------------------
