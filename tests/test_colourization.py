@@ -465,7 +465,7 @@ def test_log_frequencies_equal_counting_pixels(entries):
     overall = (np.bincount(cats) + 1) / 20_004
     for entry in {0, entries // 3, entries - 1}:
         here = cats[levels * entries // 766 == entry]
-        smoothed = np.bincount(here, minlength=4) + colourization.SMOOTHING * overall
+        smoothed = np.bincount(here, minlength=4) + 100 * overall
         assert table[entry].numpy() == pytest.approx(np.log(smoothed / smoothed.sum()), abs=1e-5)
 
 
@@ -671,14 +671,13 @@ def test_every_convolution_of_the_unet_gets_the_fast_memory_format(bfloat16):
 
 
 def test_average_of_weights_has_the_closed_form_of_polynomial_decay():
-    """Weight t of T counts in proportion to t (t + 1) ... (t + eta - 1), Shamir and Zhang 2013."""
+    """Weight t of T counts in proportion to t (t + 1) ... (t + 31), Shamir and Zhang 2013."""
     mean, learner = CNN(1, 1, 2), CNN(1, 1, 2)
     weights = AverageOfWeights(mean, learner)
     values, counts = [], []
-    eta = colourization.ETA
     for t in range(1, 60):
         values.append(float(np.sin(t)))
-        counts.append(np.exp(sum(np.log(t + i) for i in range(eta))))
+        counts.append(np.exp(sum(np.log(t + i) for i in range(32))))
         for tensor in learner.state_dict().values():  # BatchNorm's statistics too
             tensor.fill_(values[-1])
         weights.update()
