@@ -759,7 +759,8 @@ def test_training_equals_one_written_by_hand(schedule, weight_decay, augment, tm
 
 @pytest.mark.parametrize('features, float32, expected', [
     ({'avx512_bf16': True}, False, torch.bfloat16), ({'amx_bf16': True}, False, torch.bfloat16),
-    ({'avx512_bf16': True, 'amx_bf16': True}, True, torch.float32), ({'avx512_f': True}, False, torch.float32)])
+    ({'avx512_bf16': True, 'amx_bf16': True}, True, torch.float32),
+    ({'avx512_f': True}, False, torch.float32)])
 def test_network_multiplies_in_bfloat16_where_the_hardware_does(features, float32, expected, tmp_path,
                                                                 monkeypatch):
     """Only in training; the loss, the weights and the validation are in float32."""
@@ -910,7 +911,8 @@ def test_training_by_hand_has_the_defaults_of_the_course():
     parameters = inspect.signature(colourization.train).parameters.values()
     assert {p.name: p.default for p in parameters if p.default is not p.empty} == {
         'colours': None, 'draw': None, 'batch_size': 100, 'epochs': 25, 'learn_rate': 0.001,
-        'schedule': 'constant', 'weight_decay': 0, 'augment': (), 'seed': 0, 'float32': False, 'resume': False}
+        'schedule': 'constant', 'weight_decay': 0, 'augment': (), 'seed': 0, 'float32': False,
+        'resume': False}
 
 
 def test_files_of_the_user_come_before_the_shipped_ones(tmp_path, monkeypatch):
