@@ -883,10 +883,17 @@ def test_curves_say_what_was_trained_on(augment, more, tmp_path, monkeypatch):
     assert titles == [f'UNet, trained on sample pictures{more}']
 
 
-def test_training_returns_its_history(tmp_path):
-    data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
+def test_training_returns_its_history_and_prints_and_draws_what_it_says(tmp_path, capsys):
+    data, drawn = (torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))), []
     history = colourization.train(UNet(3, 4, 5), classification, data, data, epochs=2, outdir=tmp_path,
-                                  about={'model': 'U', 'data': 'noise'}, checkpoint=tmp_path / 'w.pkl')
+                                  about={'model': 'U', 'data': 'noise'}, checkpoint=tmp_path / 'w.pkl',
+                                  draw=lambda metrics, epoch: drawn.append((epoch, metrics)))
+    printed = re.sub(r'Time ?\(s\): \d+', '', capsys.readouterr().out)
+    assert printed == ''.join(
+        f'Epoch [{h["epoch"]}/2], Loss: {h["train_loss"]:.4f}, \n'
+        f'Epoch [{h["epoch"]}/2], Val Loss: {h["val_loss"]:.4f}, Val Acc: {h["val_accuracy"]:.1%}, \n'
+        for h in history)
+    assert drawn == [(h['epoch'], {'loss': h['val_loss'], 'accuracy': h['val_accuracy']}) for h in history]
     rows = (tmp_path / 'history_U.csv').read_text().splitlines()
     assert rows == [','.join(map(str, row)) for row in (history[0], *(record.values() for record in history))]
     assert [record['epoch'] for record in history] == [1, 2]

@@ -343,6 +343,7 @@ def test_every_flag_of_a_training_reaches_it(script, name, file_name, prior, tem
     xs, ys = rng.integers(0, 256, (60, 3, 32, 32), np.uint8), rng.integers(2, 4, size=(60, 1))
     colours = rng.random((4, 3), np.float32)
     np.save(tmp_path / 'c.npy', colours)
+    (tmp_path / 'w.pkl.resume').touch()  # which stops who does not say --resume
     monkeypatch.setattr(colourization, 'load_cifar10', lambda where: (
         called.update(where=where) or ((xs, ys), (xs, ys))))
     monkeypatch.setattr(colourization, 'train', lambda *arguments, **settings: (
@@ -561,10 +562,14 @@ def test_without_network_one_line_says_what_to_do(start_script, tmp_path):
     ('colourization -m CNN --checkpoint text/w.pkl', 1, 'text cannot be a folder'),
     ('colour_regression --checkpoint weights/cnn_k3_f32.pkl', 1, 'CNN'),
     ('colour_regression --checkpoint missing.pkl', 1, 'missing.pkl'),
+    ('colour_regression -k 5', 1, '-k 3'), ('colour_regression -f 16', 1, '-f 32'),
+    ('colour_regression --resume', 2, '--train'),
     ('activations', 2, '--checkpoint'),
     ('activations -1 --checkpoint weights/cnn_k3_f32.pkl', 2, '-1'),
     ('activations 500 --checkpoint weights/cnn_k3_f32.pkl --data sample', 1, '499'),
     ('activations --checkpoint weights/unet_k3_f32.pkl', 1, 'UNet'),
+    ('activations --checkpoint weights/cnn_k3_f32.pkl -k 5', 1, '-k 3'),
+    ('activations --checkpoint weights/cnn_k3_f32.pkl -f 16', 1, '-f 32'),
 ])
 def test_wrong_use_gives_one_line(arguments, status, word, tmp_path, monkeypatch, capsys):
     """Run in this process, because there are many: `run(main)` is all that the scripts call."""
