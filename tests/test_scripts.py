@@ -332,34 +332,45 @@ def test_pictures_that_a_network_is_trained_and_validated_on(script, flags, trai
         assert np.array_equal(target, rgb if 'regression' in script else get_rgb_cat(rgb, colours))
 
 
+@pytest.fixture
+def called(monkeypatch):
+    """What a script that trains calls, by name: with which arguments and settings. It gets small data."""
+    rng, called = np.random.default_rng(0), {}
+    data = rng.integers(0, 256, (60, 3, 32, 32), np.uint8), rng.choice([3, 7], (60, 1))
+
+    def note(name, returned):
+        def call(*arguments, **settings):
+            called[name] = arguments, copy.deepcopy(settings)  # to which the script adds later
+            return returned
+        monkeypatch.setattr(colourization, name, call)
+    note('load_cifar10', (data, data))
+    note('train', None)
+    note('evaluate', {'loss': 0})
+    return called, data
+
+
 @pytest.mark.parametrize('script, name, file_name, prior, temperature', [
     ('colourization -m DUNet -c c.npy --prior 9 --temperature 0.5', 'DUNet_prior', 'eval_DUNet_prior',
      9, 0.5),
     ('colour_regression --train', 'RegressionCNN', 'regression_output', 0, 0)])
-def test_every_flag_of_a_training_reaches_it(script, name, file_name, prior, temperature, call_script,
-                                             monkeypatch, tmp_path):
+def test_every_flag_of_a_training_reaches_it(script, name, file_name, prior, temperature, called, call_script,
+                                             tmp_path):
     """Each has another value than its default; --gpu is left to test_accelerator.py."""
-    rng, called = np.random.default_rng(0), {}
-    xs, ys = rng.integers(0, 256, (60, 3, 32, 32), np.uint8), rng.integers(2, 4, size=(60, 1))
-    colours = rng.random((4, 3), np.float32)
+    called, (xs, ys) = called
+    colours = np.random.default_rng(1).random((4, 3), np.float32)
     np.save(tmp_path / 'c.npy', colours)
     (tmp_path / 'w.pkl.resume').touch()  # which stops who does not say --resume
-    monkeypatch.setattr(colourization, 'load_cifar10', lambda where: (
-        called.update(where=where) or ((xs, ys), (xs, ys))))
-    monkeypatch.setattr(colourization, 'train', lambda *arguments, **settings: (
-        called.update(train=(arguments, copy.deepcopy(settings)))))
-    monkeypatch.setattr(colourization, 'evaluate', lambda *arguments, **settings: (
-        called.update(evaluate=(arguments, settings)) or {'loss': 0}))
-    drawn = call_script(f'{script} -k 5 -f 2 --checkpoint w.pkl -b 7 -e 3 -l 0.02 --schedule onecycle '
-                        '--weight_decay 0.3 --augment zoom shift_ud --hold_out 12 -s 6 --float32 --plot '
-                        '--resume --data there --category 3 --outdir results')
+    drawn = call_script(
+        f'{script} -k 5 -f 2 --checkpoint w.pkl -b 7 -e 3 -l 0.02 --schedule onecycle --weight_decay 0.3 '
+        '--augment zoom shift_ud --hold_out 12 -s 6 --float32 --plot --resume --data there --category 3 '
+        '--outdir results')
     (model, _, (grey, _), valid_set), settings = called['train']
     draw = settings.pop('draw')
     saved, its_colours = settings.pop('colours'), None if name == 'RegressionCNN' else colours
     assert np.array_equal(saved, its_colours)
     about = {'model': name, 'kernel': 5, 'num_filters': 2, 'data': 'class 3 of CIFAR-10', 'prior': prior,
              'hold_out': 12}
-    assert called['where'] == 'there'
+    assert called['load_cifar10'] == (('there',), {})
     assert settings == {
         'about': about, 'checkpoint': Path('w.pkl'), 'outdir': Path('results'), 'batch_size': 7, 'epochs': 3,
         'learn_rate': 0.02, 'schedule': 'onecycle', 'weight_decay': 0.3, 'augment': ['zoom', 'shift_ud'],
@@ -392,6 +403,17 @@ def test_every_flag_of_a_training_reaches_it(script, name, file_name, prior, tem
     assert settings['outdir'] == Path('results') and settings['file_name'] == file_name
     assert settings['temperature'] == temperature
     assert np.array_equal(settings['colours'], its_colours)
+
+
+@pytest.mark.parametrize('command, checkpoint', [
+    ('colourization -m CNN -f 2', 'outputs/cnn_k3_f2.pkl'),
+    ('colourization -m DUNet -k 5 -f 1 --prior --outdir there', 'there/dunet_prior_k5_f1.pkl'),
+    ('colour_regression --train -k 5 -f 2 --outdir there', 'there/regression_cnn_k5_f2.pkl')])
+def test_checkpoint_is_called_after_its_network(command, checkpoint, called, call_script):
+    called, _ = called
+    call_script(command)
+    assert called['train'][1]['checkpoint'] == Path(checkpoint)
+    assert called['evaluate'][1]['about']['checkpoint'] == Path(checkpoint).name
 
 
 @pytest.mark.parametrize('category', [7, 'all'])
