@@ -405,6 +405,18 @@ def test_every_flag_of_a_training_reaches_it(script, name, file_name, prior, tem
     assert np.array_equal(settings['colours'], its_colours)
 
 
+@pytest.mark.parametrize('command, checkpoint, temperature', [
+    ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl --temperature 2', 'cnn_k3_f32.pkl', 2),
+    ('colour_regression', 'regression_cnn_k3_f32.pkl', 0)])
+def test_evaluation_does_not_train_and_tells_no_seed(command, checkpoint, temperature, called, call_script):
+    called, _ = called
+    call_script(f'{command} -s 6 --hold_out 4')
+    about = called['evaluate'][1]['about']
+    assert 'train' not in called and about['seed'] is None
+    assert about.items() >= {'checkpoint': checkpoint, 'hold_out': 4, 'temperature': temperature,
+                             'kernel': 3, 'num_filters': 32, 'data': 'the horses of CIFAR-10'}.items()
+
+
 @pytest.mark.parametrize('command, checkpoint', [
     ('colourization -m CNN -f 2', 'outputs/cnn_k3_f2.pkl'),
     ('colourization -m DUNet -k 5 -f 1 --prior --outdir there', 'there/dunet_prior_k5_f1.pkl'),
