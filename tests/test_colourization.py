@@ -614,7 +614,7 @@ def test_training_step_equals_one_written_by_hand():
     The learning rate is halved after every other step.
     """
     grey, cats = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
-    ours, reference = UNet(3, 4, 5), UNet(3, 4, 5)
+    ours, reference = UNet(3, 4, 5).eval(), UNet(3, 4, 5)  # eval, as if it had been validated
     reference.load_state_dict(ours.state_dict())
     average, losses = AverageOfWeights(UNet(3, 4, 5), ours), []
     optimizer = torch.optim.Adam(ours.parameters(), lr=0.01)
