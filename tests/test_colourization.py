@@ -875,7 +875,8 @@ def test_curves_show_the_history(tmp_path, monkeypatch):
     assert [[float(v) for v in row.split(',')] for row in rows[1:]] == [[*r.values()] for r in history]
 
 
-@pytest.mark.parametrize('augment, more', [([], ''), (['zoom'], ''), (['classes', 'zoom'], ' and the other classes')])
+@pytest.mark.parametrize('augment, more', [
+    ([], ''), (['zoom'], ''), (['classes', 'zoom'], ' and the other classes')])
 def test_curves_say_what_was_trained_on(augment, more, tmp_path, monkeypatch):
     titles = []
     monkeypatch.setattr(colourization, 'draw_curves', lambda history, path, title: titles.append(title))
