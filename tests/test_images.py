@@ -158,6 +158,14 @@ def test_flags_and_their_defaults_are_those_of_colourize(flags, temperature, siz
     assert np.abs(painted - 255 * expected).max() < 0.51  # rounded
 
 
+def test_network_sees_a_picture_a_half_and_a_quarter_of_it(model):
+    seen = []
+    hook = model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs[0].shape))
+    colourize(np.random.default_rng(4).random((100, 400), np.float32), model, COLOURS, size=64)
+    hook.remove()
+    assert seen == [(1, 1, 32, 128), (1, 1, 16, 64), (1, 1, 8, 32)]
+
+
 def test_flat_areas_get_smooth_colours_from_a_small_view(model):
     """Between the pixels that the network sees there are no steps."""
     grey = np.full((256, 256), 0.5, np.float32)
