@@ -1,8 +1,9 @@
 """Colours, pictures, checkpoints and training, against closed forms and brute force."""
 
 import gc
-
+import inspect
 import io
+import math
 import pickle
 import re
 import struct
@@ -248,6 +249,17 @@ def test_each_picture_of_a_batch_moves_on_its_own():
     assert sum(counts) == 3600 and min(counts) > 500 and max(counts) < 700
 
 
+def test_each_picture_of_a_batch_is_zoomed_on_its_own():
+    """By every shift and scale that there is; the pixels of the picture are their own row and column."""
+    picture = torch.stack(torch.meshgrid(torch.arange(32), torch.arange(32), indexing='ij'))
+    batch, = augment([picture.expand(2000, 2, 32, 32)], ['zoom'], torch.Generator().manual_seed(0))
+    down, right = batch[:, 0, 15, 15] - 15, batch[:, 1, 15, 15] - 15  # which no scale moves
+    height, width = batch[:, 0, 23, 15] - batch[:, 0, 8, 15], batch[:, 1, 15, 23] - batch[:, 1, 15, 8]
+    assert set(zip(down.tolist(), right.tolist())) == {(y, x) for y in range(-4, 5) for x in range(-4, 5)}
+    assert set(zip(down.tolist(), height.tolist())) >= {(y, h) for y in range(-4, 5) for h in (13, 15, 17)}
+    assert torch.equal(height, width) and 11 <= height.min() and height.max() <= 19
+
+
 def test_training_batches_are_augmented_and_still_belong_together():
     grey = torch.rand(10, 1, 4, 4)
     plain, moved = (list(batches((grey, grey * 2), 4, torch.Generator().manual_seed(0), moves))
@@ -466,7 +478,7 @@ def test_log_frequencies_equal_counting_pixels(entries):
     overall = (np.bincount(cats) + 1) / 20_004
     for entry in {0, entries // 3, entries - 1}:
         here = cats[levels * entries // 766 == entry]
-        smoothed = np.bincount(here, minlength=4) + colourization.SMOOTHING * overall
+        smoothed = np.bincount(here, minlength=4) + 100 * overall
         assert table[entry].numpy() == pytest.approx(np.log(smoothed / smoothed.sum()), abs=1e-5)
 
 
@@ -603,7 +615,7 @@ def test_training_step_equals_one_written_by_hand():
     The learning rate is halved after every other step.
     """
     grey, cats = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
-    ours, reference = UNet(3, 4, 5), UNet(3, 4, 5)
+    ours, reference = UNet(3, 4, 5).eval(), UNet(3, 4, 5)  # eval, as if it had been validated
     reference.load_state_dict(ours.state_dict())
     average, losses = AverageOfWeights(UNet(3, 4, 5), ours), []
     optimizer = torch.optim.Adam(ours.parameters(), lr=0.01)
@@ -672,14 +684,13 @@ def test_every_convolution_of_the_unet_gets_the_fast_memory_format(bfloat16):
 
 
 def test_average_of_weights_has_the_closed_form_of_polynomial_decay():
-    """Weight t of T counts in proportion to t (t + 1) ... (t + eta - 1), Shamir and Zhang 2013."""
+    """Weight t of T counts in proportion to t (t + 1) ... (t + 31), Shamir and Zhang 2013."""
     mean, learner = CNN(1, 1, 2), CNN(1, 1, 2)
     weights = AverageOfWeights(mean, learner)
     values, counts = [], []
-    eta = colourization.ETA
     for t in range(1, 60):
         values.append(float(np.sin(t)))
-        counts.append(np.exp(sum(np.log(t + i) for i in range(eta))))
+        counts.append(np.exp(sum(np.log(t + i) for i in range(32))))
         for tensor in learner.state_dict().values():  # BatchNorm's statistics too
             tensor.fill_(values[-1])
         weights.update()
@@ -700,16 +711,20 @@ def test_same_seed_gives_the_same_bits_and_another_seed_others(tmp_path):
     assert not torch.equal(first['finalconv.weight'], third['finalconv.weight'])
 
 
-@pytest.mark.parametrize('schedule, weight_decay', [('constant', 0.5), ('onecycle', 0.), ('onecycle', 0.5)])
-def test_schedule_and_weight_decay_equal_steps_written_by_hand(schedule, weight_decay, tmp_path,
-                                                               monkeypatch):
-    """Six steps of Adam, each after the weights shrink by rate * decay; the rate in closed form."""
-    monkeypatch.setattr(colourization, 'ETA', 10**12)  # so that the average is the last weights
-    saved = training(tmp_path, schedule=schedule, weight_decay=weight_decay, learn_rate=0.02)
+@pytest.mark.parametrize('schedule, weight_decay, augment', [
+    ('constant', 0.5, []), ('onecycle', 0., ['flip_lr', 'classes']), ('onecycle', 0.5, [])])
+def test_training_equals_one_written_by_hand(schedule, weight_decay, augment, tmp_path):
+    """Six steps of Adam, each after the weights shrink by rate * decay; the rate in closed form.
 
-    torch.manual_seed(0)
+    What is saved is their average: the weights after step t count in proportion to t (t + 1) ... (t + 31).
+    """
+    saved = training(tmp_path, schedule=schedule, weight_decay=weight_decay, learn_rate=0.02,
+                     augment=augment, seed=5)
+
+    torch.manual_seed(5)
     grey, cats = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
-    model, generator, step = UNet(3, 4, 5).train(), torch.Generator().manual_seed(0), 0
+    model, generator, step = UNet(3, 4, 5).train(), torch.Generator().manual_seed(5), 0
+    expected, counts = {name: 0 for name in model.state_dict()}, [math.comb(t + 31, 32) for t in range(1, 7)]
     optimizer = torch.optim.Adam(model.parameters())
     for _ in range(2):
         for part in torch.randperm(10, generator=generator).split(4):
@@ -721,27 +736,36 @@ def test_schedule_and_weight_decay_equal_steps_written_by_hand(schedule, weight_
                 down = low + (0.02 - low) * (1 + np.cos(np.pi * (step - middle) / (5 - middle))) / 2
                 rate = up if step < middle else down
             optimizer.param_groups[0]['lr'] = rate
-            loss = F.cross_entropy(model(grey[part]), cats[part].squeeze(1))
+            x, y = grey[part], cats[part]
+            if augment:
+                for i, mirrored in enumerate(torch.randint(2, (len(part),), generator=generator)):
+                    if mirrored:
+                        x[i], y[i] = x[i].flip(2), y[i].flip(2)
+            loss = F.cross_entropy(model(x), y.squeeze(1))
             optimizer.zero_grad()
             loss.backward()
             with torch.no_grad():
                 for weight in model.parameters():
                     weight *= 1 - rate * weight_decay
             optimizer.step()
+            for name, tensor in model.state_dict().items():
+                expected[name] = expected[name] + tensor * (counts[step] / sum(counts))
             step += 1
     # Batch norm takes the bias before it away again, so Adam moves that by rounding errors alone.
     rounding_errors = re.compile(r'conv\d?\.0\.bias|running_mean|num_batches_tracked')
-    for name, tensor in model.state_dict().items():
+    for name, tensor in expected.items():
         if not rounding_errors.search(name):
             torch.testing.assert_close(saved[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize('native, float32, expected', [
-    (True, False, torch.bfloat16), (True, True, torch.float32), (False, False, torch.float32)])
-def test_network_multiplies_in_bfloat16_where_the_hardware_does(native, float32, expected, tmp_path,
+@pytest.mark.parametrize('features, float32, expected', [
+    ({'avx512_bf16': True}, False, torch.bfloat16), ({'amx_bf16': True}, False, torch.bfloat16),
+    ({'avx512_bf16': True, 'amx_bf16': True}, True, torch.float32),
+    ({'avx512_f': True}, False, torch.float32)])
+def test_network_multiplies_in_bfloat16_where_the_hardware_does(features, float32, expected, tmp_path,
                                                                 monkeypatch):
     """Only in training; the loss, the weights and the validation are in float32."""
-    monkeypatch.setattr(colourization, 'multiplies_bfloat16', lambda device: native)
+    monkeypatch.setattr(torch.cpu, 'get_capabilities', lambda: features)
     products, real = {True: set(), False: set()}, F.conv2d
 
     def convolve(x, *args, **kwargs):
@@ -760,23 +784,47 @@ def test_network_multiplies_in_bfloat16_where_the_hardware_does(native, float32,
     assert all(torch.allclose(saved[name], plain[name], atol=0.02) for name in saved)
 
 
-def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(tmp_path, monkeypatch):
+@pytest.mark.parametrize('step', [5, 8])
+def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(step, tmp_path, monkeypatch):
+    """In the training, or only in the validation, of the second epoch; it cannot be resumed."""
+    (tmp_path / 'one').mkdir()
+    good = training(tmp_path / 'one', epochs=1)
     real, calls = F.cross_entropy, []
 
-    def breaks_in_the_second_epoch(scores, cats):
+    def breaks(scores, cats):
         calls.append(1)
-        return real(scores, cats) * (np.inf if len(calls) > 4 else 1)  # 3 of training, 1 validation
+        return real(scores, cats) + (np.inf if len(calls) == step else 0)
 
-    monkeypatch.setattr(F, 'cross_entropy', breaks_in_the_second_epoch)
+    monkeypatch.setattr(F, 'cross_entropy', breaks)
     with pytest.raises(InputError, match='not finite in epoch 2.*--learn_rate'):
         training(tmp_path)
-    load_model(UNet, tmp_path / 'w.pkl')
+    saved = torch.load(tmp_path / 'w.pkl', weights_only=True)
+    assert all(torch.equal(saved[name], good[name]) for name in good)
     assert (tmp_path / 'history_UNet.csv').read_text().count('\n') == 2
+    assert not (tmp_path / 'w.pkl.resume').exists()
+
+
+def test_weights_that_are_not_finite_are_not_saved_when_they_are_interrupted(tmp_path, monkeypatch, capsys):
+    real, calls = F.cross_entropy, []
+
+    def breaks(scores, cats):
+        calls.append(1)
+        if len(calls) == 6:  # the second step of the second epoch
+            raise KeyboardInterrupt
+        return real(scores, cats) * (np.nan if len(calls) == 5 else 1)
+
+    monkeypatch.setattr(F, 'cross_entropy', breaks)
+    with pytest.raises(KeyboardInterrupt):
+        training(tmp_path)
+    saved = torch.load(tmp_path / 'w.pkl', weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in saved.values())
+    assert capsys.readouterr().err == ''
 
 
 @pytest.mark.parametrize('steps', [1, 2, 5])
 def test_interrupted_training_is_saved(steps, tmp_path, monkeypatch):
-    """After steps of the first epoch, of three steps, and of the second; the average is saved."""
+    """After steps of the first epoch, of three steps, and of the second; the average and its colours."""
+    colours = np.random.default_rng(9).random((5, 3), np.float32)
     real, averages = AverageOfWeights.update, []
 
     def interrupt(self):
@@ -787,8 +835,9 @@ def test_interrupted_training_is_saved(steps, tmp_path, monkeypatch):
 
     monkeypatch.setattr(AverageOfWeights, 'update', interrupt)
     with pytest.raises(KeyboardInterrupt):
-        training(tmp_path)
-    saved, _ = load_model(UNet, tmp_path / 'w.pkl')
+        training(tmp_path, colours=colours)
+    saved, its_colours = load_model(UNet, tmp_path / 'w.pkl')
+    assert np.array_equal(its_colours, colours)
     saved = [t for t in saved.state_dict().values() if t.is_floating_point()]
     assert all(torch.equal(a, b) for a, b in zip(saved, averages[-1], strict=True))
     history = tmp_path / 'history_UNet.csv'
@@ -796,12 +845,15 @@ def test_interrupted_training_is_saved(steps, tmp_path, monkeypatch):
     assert (tmp_path / 'training_curve_UNet.png').exists() == (steps > 3)
 
 
-def test_interruption_before_the_first_step_leaves_an_older_file_alone(tmp_path, monkeypatch):
-    (tmp_path / 'w.pkl').write_text('older')
+@pytest.mark.parametrize('older', ['older', None])
+def test_interruption_before_the_first_step_leaves_what_is_there(older, tmp_path, monkeypatch):
+    path = tmp_path / 'w.pkl'
+    if older:
+        path.write_text(older)
     monkeypatch.setattr(torch, 'randperm', lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         training(tmp_path)
-    assert (tmp_path / 'w.pkl').read_text() == 'older'
+    assert (path.read_text() if path.exists() else None) == older
 
 
 def test_curves_show_the_history(tmp_path, monkeypatch):
@@ -828,7 +880,8 @@ def test_curves_show_the_history(tmp_path, monkeypatch):
     assert [[float(v) for v in row.split(',')] for row in rows[1:]] == [[*r.values()] for r in history]
 
 
-@pytest.mark.parametrize('augment, more', [([], ''), (['classes', 'zoom'], ' and the other classes')])
+@pytest.mark.parametrize('augment, more', [
+    ([], ''), (['zoom'], ''), (['classes', 'zoom'], ' and the other classes')])
 def test_curves_say_what_was_trained_on(augment, more, tmp_path, monkeypatch):
     titles = []
     monkeypatch.setattr(colourization, 'draw_curves', lambda history, path, title: titles.append(title))
@@ -836,10 +889,17 @@ def test_curves_say_what_was_trained_on(augment, more, tmp_path, monkeypatch):
     assert titles == [f'UNet, trained on sample pictures{more}']
 
 
-def test_training_returns_its_history(tmp_path):
-    data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
+def test_training_returns_its_history_and_prints_and_draws_what_it_says(tmp_path, capsys):
+    data, drawn = (torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))), []
     history = colourization.train(UNet(3, 4, 5), classification, data, data, epochs=2, outdir=tmp_path,
-                                  about={'model': 'U', 'data': 'noise'}, checkpoint=tmp_path / 'w.pkl')
+                                  about={'model': 'U', 'data': 'noise'}, checkpoint=tmp_path / 'w.pkl',
+                                  draw=lambda metrics, epoch: drawn.append((epoch, metrics)))
+    printed = re.sub(r'Time ?\(s\): \d+', '', capsys.readouterr().out)
+    assert printed == ''.join(
+        f'Epoch [{h["epoch"]}/2], Loss: {h["train_loss"]:.4f}, \n'
+        f'Epoch [{h["epoch"]}/2], Val Loss: {h["val_loss"]:.4f}, Val Acc: {h["val_accuracy"]:.1%}, \n'
+        for h in history)
+    assert drawn == [(h['epoch'], {'loss': h['val_loss'], 'accuracy': h['val_accuracy']}) for h in history]
     rows = (tmp_path / 'history_U.csv').read_text().splitlines()
     assert rows == [','.join(map(str, row)) for row in (history[0], *(record.values() for record in history))]
     assert [record['epoch'] for record in history] == [1, 2]
@@ -852,7 +912,20 @@ def test_flags_have_the_defaults_of_the_course():
     assert args.items() >= {'model': 'UNet', 'checkpoint': None, 'valid': False, 'batch_size': 100,
                             'epochs': 25, 'learn_rate': 0.001, 'seed': 0, 'gpu': False, 'plot': False,
                             'data': None, 'kmeans': None, 'outdir': Path('outputs'), 'augment': [],
-                            'schedule': 'constant', 'weight_decay': 0, 'hold_out': 0}.items()
+                            'schedule': 'constant', 'weight_decay': 0, 'hold_out': 0, 'float32': False,
+                            'resume': False, 'category': 7, 'prior': 0, 'temperature': 0}.items()
+    assert parse_args(['-m', 'UNet', '--prior']).prior == 766
+    assert vars(parse_args(['--image', 'a.jpg'])).items() >= {
+        'model': 'UNet', 'checkpoint': Path('weights/unet_prior_all_k3_f64.pkl'), 'temperature': 1,
+        'image_size': 224, 'saturation': 1.4}.items()
+
+
+def test_training_by_hand_has_the_defaults_of_the_course():
+    parameters = inspect.signature(colourization.train).parameters.values()
+    assert {p.name: p.default for p in parameters if p.default is not p.empty} == {
+        'colours': None, 'draw': None, 'batch_size': 100, 'epochs': 25, 'learn_rate': 0.001,
+        'schedule': 'constant', 'weight_decay': 0, 'augment': (), 'seed': 0, 'float32': False,
+        'resume': False}
 
 
 def test_files_of_the_user_come_before_the_shipped_ones(tmp_path, monkeypatch):

@@ -17,8 +17,8 @@ from PIL import Image, ImageCms, PngImagePlugin
 from scipy.ndimage import uniform_filter
 
 import colourization
-from colourization import CNN, add_prior, colourize, scores_to_rgb
-from conftest import peak_memory
+from colourization import CNN, add_prior, colourize, load_model, scores_to_rgb
+from conftest import ROOT, peak_memory
 from load_data import InputError, read_picture
 
 RNG = np.random.default_rng(0)
@@ -152,6 +152,31 @@ def test_stripes_finer_than_what_the_network_sees_look_even_to_it(model):
     assert [view.shape[2:] for view in views] == [(32, 32), (16, 16), (8, 8)]
     for view in views:
         assert view.numpy() == pytest.approx(0.5 * 255 / 256, abs=0.03)  # more at its rim
+
+
+@pytest.mark.parametrize('flags, temperature, size, saturation', [
+    ('', 1, 224, 1.4), ('--temperature 0.3 --image_size 16 --saturation 2 -k 3 -f 32', 0.3, 16, 2)])
+def test_flags_and_their_defaults_are_those_of_colourize(flags, temperature, size, saturation, run_script,
+                                                         tmp_path):
+    """Of a picture that is larger than what the network sees of it."""
+    grey = np.random.default_rng(3).integers(0, 256, (30, 40), np.uint8).repeat(8, axis=0).repeat(8, axis=1)
+    Image.fromarray(grey).save(tmp_path / 'a.png')
+    checkpoint = ROOT / 'weights/cnn_k3_f32.pkl'
+    done = run_script('colourization.py', '--image', 'a.png', '-m', 'CNN', '--checkpoint', checkpoint,
+                      *flags.split(), '--outdir', 'results')
+    assert done.returncode == 0 and done.stderr == ''
+    model, colours = load_model(CNN, checkpoint)
+    expected = colourize(grey / np.float32(255), model, colours, temperature, size, saturation)
+    painted = np.asarray(Image.open(tmp_path / 'results/a_colour.png'))
+    assert np.abs(painted - 255 * expected).max() < 0.51  # rounded
+
+
+def test_network_sees_a_picture_a_half_and_a_quarter_of_it(model):
+    seen = []
+    hook = model.register_forward_pre_hook(lambda model, inputs: seen.append(inputs[0].shape))
+    colourize(np.random.default_rng(4).random((100, 400), np.float32), model, COLOURS, size=64)
+    hook.remove()
+    assert seen == [(1, 1, 32, 128), (1, 1, 16, 64), (1, 1, 8, 32)]
 
 
 def test_flat_areas_get_smooth_colours_from_a_small_view(model):

@@ -78,6 +78,18 @@ def test_resumed_run_equals_the_uninterrupted_one(make, settings, tmp_path, monk
         assert_same(folder, tmp_path / 'whole')
 
 
+def test_seconds_of_a_resumed_run_go_on(tmp_path, monkeypatch, capsys):
+    interrupted_after(STEPS + 1, monkeypatch, tmp_path)
+    state = torch.load(tmp_path / 'w.pkl.resume', weights_only=True)
+    state['history'][0]['seconds'] = 1000.0
+    torch.save(state, tmp_path / 'w.pkl.resume')
+    capsys.readouterr()
+    training(tmp_path, resume=True)
+    _, first, second = csv.reader((tmp_path / 'history_UNet.csv').read_text().splitlines())
+    assert float(first[1]) == 1000 and 1000 < float(second[1]) < 1900
+    assert re.match(r'Epoch \[2/2\], Loss: .*, Time \(s\): 1\d{3} ', capsys.readouterr().out)
+
+
 def test_run_can_be_interrupted_again_and_again(tmp_path, monkeypatch):
     (tmp_path / 'whole').mkdir()
     (tmp_path / 'parts').mkdir()

@@ -1,5 +1,6 @@
 """The scripts as users run them: the handout's commands, wrong uses, interruptions."""
 
+import copy
 import functools
 import importlib
 import io
@@ -10,6 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from PIL import Image
 import colourization
 import load_data
 from colour_regression import RegressionCNN
-from colourization import get_rgb_cat, run
+from colourization import get_rgb_cat, log_frequencies, run, scores_to_rgb
 from conftest import ROOT, fails, obey_ctrl_c, peak_memory
 from load_data import load_cifar10
 
@@ -186,6 +188,21 @@ def test_kmeans_of_the_sample_leaves_the_colours_of_the_horses_alone(run_script,
     assert np.load(tmp_path / 'colour/colour_kmeans3_sample.npy').shape == (3, 3)
 
 
+def test_kmeans_takes_the_best_of_ten_runs_of_scikit_learn(call_script, monkeypatch, tmp_path):
+    """Of pixels without clusters, where every run ends elsewhere; of seeds 72 to 81 the last is the best."""
+    from sklearn.cluster import KMeans
+
+    xs, ys = np.random.default_rng(0).integers(0, 256, (1, 3, 32, 32), np.uint8), np.array([[7]])
+    monkeypatch.setattr(colourization, 'load_cifar10', lambda where: ((xs, ys), None))
+    call_script('colourization --kmeans 5 -s 72')
+    pixels = np.unique(xs.reshape(3, -1).T, axis=0) / np.float32(256)
+    runs = [KMeans(5, n_init=1, random_state=seed).fit(pixels) for seed in range(72, 82)]
+    distances = [run.inertia_ for run in runs]
+    assert distances[-1] < 0.99 * min(distances[:-1])
+    expected = sorted(runs[-1].cluster_centers_.tolist(), key=sum)
+    assert np.load(tmp_path / 'colour/colour_kmeans5_cat7.npy') == pytest.approx(np.array(expected), abs=1e-5)
+
+
 @pytest.mark.parametrize('script, flags, total', [
     ('colour_regression.py', '', '75156'), ('colourization.py', '-m CNN -f 16', '27336'),
     ('colourization.py', '-m CNN -f 16 --prior 100', str(27336 + 2400)),
@@ -313,6 +330,102 @@ def test_pictures_that_a_network_is_trained_and_validated_on(script, flags, trai
         torch.testing.assert_close(x, grey[name])
         rgb = sets[name].astype(np.float32) / 256
         assert np.array_equal(target, rgb if 'regression' in script else get_rgb_cat(rgb, colours))
+
+
+@pytest.fixture
+def called(monkeypatch):
+    """What a script that trains calls, by name: with which arguments and settings. It gets small data."""
+    rng, called = np.random.default_rng(0), {}
+    data = rng.integers(0, 256, (60, 3, 32, 32), np.uint8), rng.choice([3, 7], (60, 1))
+
+    def note(name, returned):
+        def call(*arguments, **settings):
+            called[name] = arguments, copy.deepcopy(settings)  # to which the script adds later
+            return returned
+        monkeypatch.setattr(colourization, name, call)
+    note('load_cifar10', (data, data))
+    note('train', None)
+    note('evaluate', {'loss': 0})
+    return called, data
+
+
+@pytest.mark.parametrize('script, name, file_name, prior, temperature', [
+    ('colourization -m DUNet -c c.npy --prior 9 --temperature 0.5', 'DUNet_prior', 'eval_DUNet_prior',
+     9, 0.5),
+    ('colour_regression --train', 'RegressionCNN', 'regression_output', 0, 0)])
+def test_every_flag_of_a_training_reaches_it(script, name, file_name, prior, temperature, called, call_script,
+                                             tmp_path):
+    """Each has another value than its default; --gpu is left to test_accelerator.py."""
+    called, (xs, ys) = called
+    colours = np.random.default_rng(1).random((4, 3), np.float32)
+    np.save(tmp_path / 'c.npy', colours)
+    (tmp_path / 'w.pkl.resume').touch()  # which stops who does not say --resume
+    drawn = call_script(
+        f'{script} -k 5 -f 2 --checkpoint w.pkl -b 7 -e 3 -l 0.02 --schedule onecycle --weight_decay 0.3 '
+        '--augment zoom shift_ud --hold_out 12 -s 6 --float32 --plot --resume --data there --category 3 '
+        '--outdir results')
+    (model, _, (grey, _), valid_set), settings = called['train']
+    draw = settings.pop('draw')
+    saved, its_colours = settings.pop('colours'), None if name == 'RegressionCNN' else colours
+    assert np.array_equal(saved, its_colours)
+    about = {'model': name, 'kernel': 5, 'num_filters': 2, 'data': 'class 3 of CIFAR-10', 'prior': prior,
+             'hold_out': 12}
+    assert called['load_cifar10'] == (('there',), {})
+    assert settings == {
+        'about': about, 'checkpoint': Path('w.pkl'), 'outdir': Path('results'), 'batch_size': 7, 'epochs': 3,
+        'learn_rate': 0.02, 'schedule': 'onecycle', 'weight_decay': 0.3, 'augment': ['zoom', 'shift_ud'],
+        'seed': 6, 'float32': True, 'resume': True}
+
+    bound = 1 / 5  # of the first filters, of 1x5x5 weights, which the seed decides
+    weight = torch.empty(2, 1, 5, 5).uniform_(-bound, bound, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(model.downconv1[0].weight, weight)
+    cats = xs[ys[:, 0] == 3] / np.float32(256)
+    training, held_out = cats[:-12], cats[-12:]
+    assert np.array_equal(grey, training.mean(axis=1, keepdims=True))
+    if prior:
+        levels = (training.sum(axis=1, keepdims=True) * 256).astype(int)
+        counts = np.zeros((766, 4), int)
+        np.add.at(counts, (levels, get_rgb_cat(training, colours)), 1)
+        torch.testing.assert_close(model.prior.data, log_frequencies(torch.from_numpy(counts), 9))
+
+    draw({'loss': 1.5, 'accuracy': 0.5}, 2)
+    panels, _ = drawn[f'{file_name}_epoch02.png']
+    truth, prediction = (pictures_in(picture, 10).transpose(0, 3, 1, 2) for _, picture in panels[1:3])
+    assert np.array_equal(truth, held_out[:10])
+    with torch.no_grad():
+        scores = model.eval()(torch.from_numpy(held_out.mean(axis=1, keepdims=True)))[:10]
+    assert prediction == pytest.approx(scores_to_rgb(scores, its_colours, temperature), abs=1e-5)
+
+    arguments, settings = called['evaluate']
+    assert arguments[0] is model and arguments[2] is valid_set
+    assert settings['about'].items() >= (about | {'checkpoint': 'w.pkl', 'seed': 6,
+                                                  'temperature': temperature}).items()
+    assert settings['outdir'] == Path('results') and settings['file_name'] == file_name
+    assert settings['temperature'] == temperature
+    assert np.array_equal(settings['colours'], its_colours)
+
+
+@pytest.mark.parametrize('command, checkpoint, temperature', [
+    ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl --temperature 2', 'cnn_k3_f32.pkl', 2),
+    ('colour_regression', 'regression_cnn_k3_f32.pkl', 0)])
+def test_evaluation_does_not_train_and_tells_no_seed(command, checkpoint, temperature, called, call_script):
+    called, _ = called
+    call_script(f'{command} -s 6 --hold_out 4')
+    about = called['evaluate'][1]['about']
+    assert 'train' not in called and about['seed'] is None
+    assert about.items() >= {'checkpoint': checkpoint, 'hold_out': 4, 'temperature': temperature,
+                             'kernel': 3, 'num_filters': 32, 'data': 'the horses of CIFAR-10'}.items()
+
+
+@pytest.mark.parametrize('command, checkpoint', [
+    ('colourization -m CNN -f 2', 'outputs/cnn_k3_f2.pkl'),
+    ('colourization -m DUNet -k 5 -f 1 --prior --outdir there', 'there/dunet_prior_k5_f1.pkl'),
+    ('colour_regression --train -k 5 -f 2 --outdir there', 'there/regression_cnn_k5_f2.pkl')])
+def test_checkpoint_is_called_after_its_network(command, checkpoint, called, call_script):
+    called, _ = called
+    call_script(command)
+    assert called['train'][1]['checkpoint'] == Path(checkpoint)
+    assert called['evaluate'][1]['about']['checkpoint'] == Path(checkpoint).name
 
 
 @pytest.mark.parametrize('category', [7, 'all'])
@@ -483,10 +596,14 @@ def test_without_network_one_line_says_what_to_do(start_script, tmp_path):
     ('colourization -m CNN --checkpoint text/w.pkl', 1, 'text cannot be a folder'),
     ('colour_regression --checkpoint weights/cnn_k3_f32.pkl', 1, 'CNN'),
     ('colour_regression --checkpoint missing.pkl', 1, 'missing.pkl'),
+    ('colour_regression -k 5', 1, '-k 3'), ('colour_regression -f 16', 1, '-f 32'),
+    ('colour_regression --resume', 2, '--train'),
     ('activations', 2, '--checkpoint'),
     ('activations -1 --checkpoint weights/cnn_k3_f32.pkl', 2, '-1'),
     ('activations 500 --checkpoint weights/cnn_k3_f32.pkl --data sample', 1, '499'),
     ('activations --checkpoint weights/unet_k3_f32.pkl', 1, 'UNet'),
+    ('activations --checkpoint weights/cnn_k3_f32.pkl -k 5', 1, '-k 3'),
+    ('activations --checkpoint weights/cnn_k3_f32.pkl -f 16', 1, '-f 32'),
 ])
 def test_wrong_use_gives_one_line(arguments, status, word, tmp_path, monkeypatch, capsys):
     """Run in this process, because there are many: `run(main)` is all that the scripts call."""
