@@ -283,24 +283,50 @@ def test_same_seed_gives_the_same_checkpoint(run_script, tmp_path):
     assert not torch.equal(first['finalconv.weight'], other['finalconv.weight'])
 
 
+@pytest.mark.parametrize('category, places', [
+    (7, [5, 106, 207, 4000]), (3, [5, 106, 207, 4000]), ('all', range(0, 10_000, 2))], ids=str)
+def test_kmeans_counts_the_training_pictures_of_the_category(category, places, call_script, monkeypatch,
+                                                             tmp_path, capsys):
+    """Black and a dark cyan share one of two colours; green is in no picture that counts, red in the test's.
+
+    Pictures have one pixel. All of a class count, but only every other of all 10,000.
+    """
+    xs, ys = np.full((10_000, 3, 1, 1), [[[0]], [[250]], [[0]]], np.uint8), np.zeros((10_000, 1), int)
+    four = [[0, 0, 0], [0, 48, 48], [255, 0, 255], [255, 0, 255]]
+    xs[places, :, 0, 0] = np.resize(four, (len(places), 3))
+    ys[places] = 7 if category == 'all' else category
+    red = np.full((4, 3, 1, 1), [[[250]], [[0]], [[0]]], np.uint8)
+    monkeypatch.setattr(colourization, 'load_cifar10', lambda where: ((xs, ys), (red, ys[places[:4]])))
+    call_script(f'colourization --kmeans 2 --category {category}')
+    found = np.load(tmp_path / f'colour/colour_kmeans2_cat{category}.npy')
+    assert found * 256 == pytest.approx(np.array([[0, 24, 24], [255, 0, 255]]))
+    distance = (2 * 24**2 + 2 * 24**2 + 0 + 0) / 4 / 256**2
+    assert capsys.readouterr().out.endswith(f' of a pixel to its colour is {distance:.5f}\n')
+
+
 @pytest.mark.parametrize('script', ['colourization -m CNN', 'colour_regression --train'])
 @pytest.mark.parametrize('flags, trained_on, validated_on', [
     ('', 'horses', 'test'), ('--augment flip_lr', 'horses', 'test'),
     ('--augment classes shift_ud', 'all', 'test'), ('--hold_out 10', 'horses but ten', 'ten'),
     ('--hold_out 10 --augment classes', 'all but ten', 'ten'),
-    ('--category 3 -c c.npy', 'cats', 'test cats'), ('--category all -c c.npy', 'all', 'test all')])
+    ('--category 3 -c c.npy', 'cats', 'test cats'), ('--category all -c c.npy', 'all', 'test all'),
+    ('--hold_out 9 --category 3 -c c.npy', 'cats but nine', 'nine cats'),
+    ('--hold_out 9 --category 3 -c c.npy --augment classes', 'all but nine cats', 'nine cats'),
+    ('--hold_out 9 --category all -c c.npy', 'all but nine', 'nine')])
 def test_pictures_that_a_network_is_trained_and_validated_on(script, flags, trained_on, validated_on,
                                                              call_script, monkeypatch, tmp_path):
     if 'regression' in script:
         flags = flags.replace('-c c.npy', '')
     rng = np.random.default_rng(0)
     xs, ys = rng.integers(0, 256, (200, 3, 32, 32), np.uint8), rng.integers(10, size=(200, 1))
-    test = rng.integers(0, 256, (30, 3, 32, 32), np.uint8), np.repeat([7, 3], [20, 10])[:, None]
+    test = rng.integers(0, 256, (30, 3, 32, 32), np.uint8), np.repeat([0, 3, 7], [4, 6, 20])[:, None]
     np.save(tmp_path / 'c.npy', rng.random((3, 3)))
-    horses = np.flatnonzero(ys == 7)
-    sets = {'horses': xs[horses], 'all': xs, 'horses but ten': xs[horses[:-10]], 'test': test[0][:20],
-            'cats': xs[ys[:, 0] == 3], 'test cats': test[0][20:], 'test all': test[0],
-            'all but ten': np.delete(xs, horses[-10:], axis=0), 'ten': xs[horses[-10:]]}
+    horses, cats = np.flatnonzero(ys == 7), np.flatnonzero(ys == 3)
+    sets = {'horses': xs[horses], 'all': xs, 'horses but ten': xs[horses[:-10]], 'test': test[0][10:],
+            'cats': xs[cats], 'test cats': test[0][4:10], 'test all': test[0],
+            'all but ten': np.delete(xs, horses[-10:], axis=0), 'ten': xs[horses[-10:]],
+            'cats but nine': xs[cats[:-9]], 'all but nine cats': np.delete(xs, cats[-9:], axis=0),
+            'nine cats': xs[cats[-9:]], 'all but nine': xs[:-9], 'nine': xs[-9:]}
     grey = {name: torch.from_numpy(x.astype(np.float32).mean(axis=1, keepdims=True) / 256)
             for name, x in sets.items()}
     colours = load_data.load_colours(
