@@ -817,6 +817,11 @@ def test_curves_show_the_history(tmp_path, monkeypatch):
         for line, part in zip(axes.lines, ('train', 'val'), strict=True):
             assert list(line.get_xdata()) == [1, 2, 3]
             assert list(line.get_ydata()) == [record[f'{part}_{measure}'] for record in history]
+        assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+            f'{label} (last: {last[measure]})' for label, last in (
+                ('training, while it learns', {'loss': '0.0000', 'accuracy': '30.0%'}),
+                ('validation, averaged weights', {'loss': '1.0000', 'accuracy': '15.0%'}))]
+        assert axes.get_title() == measure
     assert figure.get_suptitle() == 'what the figure says above'
     rows = (tmp_path / 'history_UNet.csv').read_text().splitlines()
     assert rows[0].split(',') == list(history[0])

@@ -74,6 +74,10 @@ def test_training_prints_the_lines_of_the_course_and_leaves_pictures(trained, mo
     header, *rows = (folder / f'outputs/history_{model}.csv').read_text().splitlines()
     assert header == 'epoch,seconds,train_loss,train_accuracy,val_loss,val_accuracy'
     assert [row.split(',')[0] for row in rows] == ['1', '2']
+    for row, trained, valid in zip(rows, epochs[::2], epochs[1::2], strict=True):
+        _, _, train_loss, _, val_loss, val_accuracy = map(float, row.split(','))
+        assert f' Loss: {train_loss:.4f}, T' in trained
+        assert f'Val Loss: {val_loss:.4f}, Val Acc: {val_accuracy:.1%}, ' in valid
     assert metrics['val_loss'] == float(rows[-1].split(',')[4])
     assert metrics['data'] == 'sample pictures'
     assert f'Val Loss: {metrics["val_loss"]:.4f}, Val Acc: {metrics["val_accuracy"]:.1%}' in last
@@ -322,15 +326,20 @@ def test_evaluation_is_of_the_category_and_equals_a_network_run_by_hand(flags, m
         baselines = {'most_frequent_colour': (nearest[1] == most).mean(),
                      'most_frequent_colour_of_grey_level': (nearest[1] == (most + dark) % 3).mean()}
     with_grey = (predicted - predicted.mean(axis=1, keepdims=True) + grey).clip(0, 1)
-    errors = {'grey': np.square(grey - true).mean(), 'prediction': np.square(predicted - true).mean(),
-              'grey_put_back': np.square(with_grey - true).mean(), 'truth': 0}
+    pictures = {'grey': grey.repeat(3, axis=1), 'prediction': predicted, 'grey_put_back': with_grey,
+                'truth': true}
+    errors = {row: np.square(rgb - true).mean() for row, rgb in pictures.items()}
 
     reported = json.loads((tmp_path / f'outputs/metrics_{name}.json').read_text())
     assert {measure: reported[f'val_{measure}'] for measure in metrics} == pytest.approx(metrics, rel=1e-4)
-    assert {measure: curves[0][0][f'val_{measure}'] for measure in metrics} == pytest.approx(metrics, rel=1e-4)
+    (epoch,), curve_title = curves
+    assert {measure: epoch[f'val_{measure}'] for measure in metrics} == pytest.approx(metrics, rel=1e-4)
     assert reported['baseline_accuracies'] == pytest.approx(baselines)
     assert {row: measured['mean_squared_error'] for row, measured in reported['pictures'].items()} == (
         pytest.approx(errors, rel=1e-4))
+    for row, rgb in pictures.items():
+        assert reported['pictures'][row]['colourfulness'] == pytest.approx(
+            colourization.colourfulness(rgb), rel=1e-4, abs=1e-4)
     assert reported['data'] == 'class 3 of CIFAR-10' and reported['hold_out'] == 30 * held_out
 
     *lines, last = capsys.readouterr().out.splitlines()
@@ -343,7 +352,7 @@ def test_evaluation_is_of_the_category_and_equals_a_network_run_by_hand(flags, m
         assert printed[row.replace('_', ' ').capitalize()] == f'accuracy {accuracy:.1%}'
     assert float(last.split()[2].strip(',')) == pytest.approx(metrics['loss'], abs=1.1e-4)
 
-    assert curves[1] == f'{name}, trained on class 3 of CIFAR-10'
+    assert curve_title == f'{name}, trained on class 3 of CIFAR-10'
     final = 'regression_output' if name == 'RegressionCNN' else f'eval_{name}'
     for picture in (f'{final}.png', f'{final}_epoch01.png'):
         panels, title = drawn[picture]
@@ -351,15 +360,21 @@ def test_evaluation_is_of_the_category_and_equals_a_network_run_by_hand(flags, m
         for (_, ours), by_hand in zip(panels, (grey, true, predicted, with_grey), strict=True):
             assert pictures_in(ours, 10) == pytest.approx(by_hand[:10].transpose(0, 2, 3, 1), abs=1e-5)
 
+    call_script(f'{flags.replace("--train", "")} {"--valid" * (name != "RegressionCNN")} --category 3 '
+                '--checkpoint w.pkl')
+    assert json.loads((tmp_path / f'outputs/metrics_{name}.json').read_text()) == reported | {'seed': None}
 
-def test_activations_are_those_of_the_pictures_asked_for(mixed, call_script, tmp_path):
+
+@pytest.mark.parametrize('category, called', [
+    (3, 'class 3 of CIFAR-10'), (7, 'the horses of CIFAR-10'), ('all', 'CIFAR-10')])
+def test_activations_are_those_of_the_pictures_asked_for(category, called, mixed, call_script, tmp_path):
     """Every panel against the network run by hand, stage by stage."""
     _, (xs, ys), colours = mixed
     torch.manual_seed(6)
     model = colourization.CNN(3, 2, 3)
     torch.save(model.state_dict(), tmp_path / 'w.pkl')
-    drawn = call_script('activations 5 2 -m CNN --category 3 -c c.npy --checkpoint w.pkl')
-    true = xs[ys[:, 0] == 3].astype(np.float32) / 256
+    drawn = call_script(f'activations 5 2 -m CNN --category {category} -c c.npy --checkpoint w.pkl')
+    true = xs[(ys[:, 0] == category) | (category == 'all')].astype(np.float32) / 256
     grey = true.mean(axis=1, keepdims=True)
     with torch.no_grad():
         stages, x = [], torch.from_numpy(grey)
@@ -371,7 +386,7 @@ def test_activations_are_those_of_the_pictures_asked_for(mixed, call_script, tmp
     assert {path for path in drawn if path.startswith('overview')} == {'overview_5.png', 'overview_2.png'}
     for i in (5, 2):
         panels, title = drawn[f'overview_{i}.png']
-        assert f'picture {i}, class 3 of CIFAR-10' in title and 'CNN' in title
+        assert title == f'CNN from grey to colour: picture {i}, {called}'
         expected = {'input': grey[i].transpose(1, 2, 0), 'output': prediction[i],
                     'input_rgb': true[i].transpose(1, 2, 0)}
         for number, maps in enumerate(stages):
@@ -386,7 +401,7 @@ def test_activations_are_those_of_the_pictures_asked_for(mixed, call_script, tmp
         for name, (label, picture) in zip(order, panels, strict=True):
             assert picture == pytest.approx(expected[name], abs=1e-5)
             ((own_label, own),), own_title = drawn[f'filter_{name}_{i}.png']
-            assert own is picture and own_label == label and f'picture {i}, class 3 of' in own_title
+            assert own is picture and own_label == label and own_title == f'CNN, picture {i}, {called}'
 
 
 @pytest.mark.slow  # and test_colourization.py with small arrays
@@ -488,6 +503,19 @@ def test_colours_of_a_checkpoint_need_not_be_repeated(run_script, tmp_path):
     assert again.stdout.splitlines()[-1] == trained.stdout.splitlines()[-1]
     np.save(tmp_path / 'other.npy', rng.random((24, 3), dtype=np.float32))
     assert fails(run_script('colourization.py', *flags, '--valid', '-c', 'other.npy'), 1, 'other.npy')
+
+
+def test_colours_that_nobody_names_are_those_of_the_category(mixed, call_script, tmp_path, capsys):
+    colours = np.load(ROOT / 'colour/colour_kmeans24_catall.npy')
+    flags = 'colourization -m CNN -f 1 --category all --checkpoint w.pkl'
+    call_script(f'{flags} -e 1')
+    metrics = tmp_path / 'outputs/metrics_CNN.json'
+    assert json.loads(metrics.read_text())['colours'] == colours.tolist()
+    torch.save(dict(torch.load(tmp_path / 'w.pkl')), tmp_path / 'w.pkl')  # without its notes, as in 2018
+    metrics.unlink()
+    call_script(f'{flags} --valid')
+    assert json.loads(metrics.read_text())['colours'] == colours.tolist()
+    assert 'w.pkl does not say which colours' in capsys.readouterr().err
 
 
 def test_prior_is_recognised_in_its_checkpoint(run_script, tmp_path):
