@@ -17,7 +17,7 @@ import torch
 import colourization
 import load_data
 from colourization import CNN, DUNet, UNet, AverageOfWeights, load_model
-from conftest import ROOT, obey_ctrl_c, training
+from conftest import ROOT, fails, obey_ctrl_c, training
 from load_data import MOVES, InputError
 
 STEPS = 3  # an epoch of `training`: ten pictures in batches of four
@@ -104,7 +104,9 @@ def test_run_can_be_interrupted_again_and_again(tmp_path, monkeypatch):
 @pytest.mark.parametrize('changes, word', [
     ({'epochs': 5}, 'epochs, 4'), ({'batch_size': 5}, 'batch_size, 4'), ({'seed': 1}, 'seed, 0'),
     ({'learn_rate': 0.1}, 'learn_rate, 0.001'), ({'schedule': 'onecycle'}, 'schedule, constant'),
-    ({'augment': ['flip_lr']}, 'augment'), ({'make': DUNet}, 'model, UNet')])
+    ({'weight_decay': 0.1}, r'weight_decay, 0\.0'), ({'float32': False}, 'float32, True'),
+    ({'augment': ['flip_lr']}, 'augment'), ({'make': DUNet}, 'model, UNet'),
+    ({'colours': np.full((5, 3), 0.5, np.float32)}, 'colours')])
 def test_run_is_not_resumed_with_other_flags(changes, word, tmp_path, monkeypatch):
     interrupted_after(STEPS + 1, monkeypatch, tmp_path, epochs=4)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -209,6 +211,7 @@ def test_script_resumes_what_was_interrupted(run_script, tmp_path, monkeypatch):
         done = run_script(*words, 'parts.pkl')
     assert done.returncode == 130
     assert done.stderr == 'interrupted: the weights so far are in parts.pkl; --resume goes on after epoch 1\n'
+    assert fails(run_script(*words, 'parts.pkl', '--resume', '--hold_out', 9), 1, 'another hold_out, 0)')
     done = run_script(*words, 'parts.pkl', '--resume')
     assert done.stderr == '' and done.stdout.startswith('Epoch [2/2], Loss')
     whole, parts = (torch.load(tmp_path / name, weights_only=True) for name in ('whole.pkl', 'parts.pkl'))

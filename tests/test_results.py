@@ -5,10 +5,13 @@ import re
 import shlex
 import sys
 
+import numpy as np
 import pytest
+import torch
 
+import comparison
 import experiments
-from colourization import parse_args
+from colourization import UNet, load_model, parse_args
 from conftest import ROOT
 from load_data import InputError
 
@@ -68,6 +71,44 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 4
     assert experiments.RUNS.read_text() == whole
     assert experiments.PAGE.read_text() == experiments.page(experiments.read_table(experiments.RUNS))
+
+
+def test_comparison_is_of_the_test_horses_in_the_ways_that_it_names(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    train, test = ((rng.integers(0, 256, (30, 3, 32, 32), np.uint8),
+                    rng.permutation(np.repeat([7, 1], 15))[:, None]) for _ in range(2))
+    drawn = []
+    monkeypatch.setattr(comparison, 'load_cifar10', lambda where: (train, test))
+    monkeypatch.setattr(comparison, 'draw_pictures', lambda panels, *_, **__: drawn.extend(panels))
+    monkeypatch.setattr(sys, 'argv', ['comparison.py', '--outdir', str(tmp_path)])
+    comparison.main()
+    rgb = test[0][test[1][:, 0] == 7].astype(np.float32) / 256
+    grey = rgb.mean(axis=1, keepdims=True)
+
+    def painted(name, temperature):
+        model, colours = load_model(UNet, ROOT / f'weights/{name}_k3_f32.pkl')
+        with torch.no_grad():
+            scores = model(torch.from_numpy(grey))
+        if not temperature:
+            return np.moveaxis(colours[scores.argmax(dim=1)], -1, 1)
+        p = (scores / temperature).softmax(dim=1)
+        mean = np.einsum('nkhw, kc -> nchw', p, colours)
+        return (mean - mean.mean(axis=1, keepdims=True) + grey).clip(0, 1)
+
+    expected = {'grey picture': grey.repeat(3, axis=1), 'UNet, likeliest colours': painted('unet', 0),
+                'UNet with prior, likeliest colours': painted('unet_prior', 0),
+                'UNet, mean, grey put back': painted('unet', 1),
+                'UNet with prior, annealed mean, grey put back': painted('unet_prior', 0.38),
+                'UNet with prior, mean, grey put back': painted('unet_prior', 1), 'truth': rgb}
+    rows = [re.fullmatch(r'\| (.+?) \| ([\d.]*) ?\|.*\|.*\|', line).groups()
+            for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [name for name, _ in rows] == list(expected)
+    assert [float(error or 0) for _, error in rows] == pytest.approx(
+        [np.square(picture - rgb).mean() for picture in expected.values()], abs=2e-5)
+    for name, picture in drawn:
+        by_hand = np.concatenate([*expected[name][:10].transpose(0, 2, 3, 1)], axis=1)
+        ours = np.concatenate([picture[:, 33 * i:33 * i + 32] for i in range(10)], axis=1)
+        assert ours == pytest.approx(by_hand if ours.shape[-1] == 3 else by_hand[..., :1], abs=1e-4)
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ import torch
 from matplotlib.image import imread
 from PIL import Image
 
+import activations
 import colourization
 import load_data
 from colour_regression import RegressionCNN
@@ -75,6 +76,10 @@ def test_training_prints_the_lines_of_the_course_and_leaves_pictures(trained, mo
     header, *rows = (folder / f'outputs/history_{model}.csv').read_text().splitlines()
     assert header == 'epoch,seconds,train_loss,train_accuracy,val_loss,val_accuracy'
     assert [row.split(',')[0] for row in rows] == ['1', '2']
+    for row, trained, valid in zip(rows, epochs[::2], epochs[1::2], strict=True):
+        _, _, train_loss, _, val_loss, val_accuracy = map(float, row.split(','))
+        assert f' Loss: {train_loss:.4f}, T' in trained
+        assert f'Val Loss: {val_loss:.4f}, Val Acc: {val_accuracy:.1%}, ' in valid
     assert metrics['val_loss'] == float(rows[-1].split(',')[4])
     assert metrics['data'] == 'sample pictures'
     assert f'Val Loss: {metrics["val_loss"]:.4f}, Val Acc: {metrics["val_accuracy"]:.1%}' in last
@@ -272,17 +277,148 @@ def test_figure_shows_the_first_ten_validation_pictures(model, call_script):
     assert (np.abs(rows[2] - expected) < 1e-4).mean() > 0.999  # but for ties within rounding
 
 
-def test_activations_are_of_the_pictures_asked_for(call_script):
-    _, (x_test, _) = load_cifar10('sample')
-    drawn = call_script('activations 5 2 -m UNet --data sample --checkpoint weights/unet_k3_f32.pkl')
-    for i in (2, 5):
-        ((_, grey),), title = drawn[f'filter_input_{i}.png']
-        ((_, rgb),), _ = drawn[f'filter_input_rgb_{i}.png']
-        assert grey[..., 0] == pytest.approx(x_test[i].mean(axis=0) / 256)
-        assert rgb == pytest.approx(x_test[i].transpose(1, 2, 0) / 256)
-        assert 'sample' in title and f'picture {i}' in title
-        panels, _ = drawn[f'overview_{i}.png']
-        assert len(panels) == 8 and panels[0][1] is grey and panels[-1][1] is rgb
+@pytest.fixture
+def mixed(monkeypatch, tmp_path):
+    """Put pictures of ten classes, in mixed order, in place of CIFAR-10; returns what it is, and c.npy.
+
+    Their pixels are red, green or blue, at two grey levels. Of the training cats the first 20 are mostly red
+    where they are bright, the last 30 green; the other pictures, and all for testing, are blue. Where they
+    are dark, it is the next colour.
+    """
+    rng = np.random.default_rng(0)
+
+    def pictures(ys, favourites):
+        dark = rng.random((len(ys), 32, 32)) < 0.3
+        which = (favourites[:, None, None] + rng.choice(3, dark.shape, p=[.7, .2, .1]) + dark) % 3
+        pixels = np.where(dark[..., None], np.array([70, 15, 15]), np.array([200, 50, 50]))
+        pixels = np.take_along_axis(pixels, (np.arange(3) - which[..., None]) % 3, axis=-1)
+        return np.moveaxis(pixels, -1, 1).astype(np.uint8), ys[:, None]
+
+    ys = rng.permutation(np.repeat(np.arange(10), [10, 10, 10, 50, *[10] * 6]))
+    favourites = np.full(140, 2)
+    favourites[ys == 3] = np.repeat([0, 1], [20, 30])
+    train = pictures(ys, favourites)
+    test = pictures(rng.permutation(np.repeat(np.arange(10), [10, 10, 10, 110, *[10] * 6])), np.full(200, 2))
+    for module in (colourization, activations):
+        monkeypatch.setattr(module, 'load_cifar10', lambda where: (train, test))
+    colours = np.array([[.7, .2, .25], [.2, .7, .3], [.15, .25, .7]], np.float32)
+    np.save(tmp_path / 'c.npy', colours)
+    return train, test, colours
+
+
+@pytest.mark.parametrize('flags', ['colourization -m UNet -c c.npy --temperature 1',
+                                   'colourization -m CNN -c c.npy --hold_out 30',
+                                   'colour_regression --train --hold_out 30'])
+def test_evaluation_is_of_the_category_and_equals_a_network_run_by_hand(flags, mixed, call_script, tmp_path,
+                                                                        capsys, monkeypatch):
+    """All that is drawn, printed and reported: against the saved network, and errors written out."""
+    (xs, ys), test, colours = mixed
+    curves = []
+    monkeypatch.setattr(colourization, 'draw_curves',
+                        lambda history, path, title: curves.extend([history, title]))
+    drawn = call_script(f'{flags} -f 2 -e 1 -s 4 --plot --category 3 --checkpoint w.pkl')
+    name = re.search('CNN|UNet|$', flags)[0] or 'RegressionCNN'
+    model = RegressionCNN(3, 2) if name == 'RegressionCNN' else colourization.MODELS[name](3, 2, 3)
+    model.load_state_dict(torch.load(tmp_path / 'w.pkl', weights_only=True))
+
+    cats, held_out = np.flatnonzero(ys == 3), '--hold_out' in flags
+    true = xs[cats[-30:]] if held_out else test[0][test[1][:, 0] == 3]
+    true = true.astype(np.float32) / 256
+    grey = true.mean(axis=1, keepdims=True)
+    with torch.no_grad():
+        outputs = model.eval()(torch.from_numpy(grey))
+    nearest = [np.square(x.astype(np.float32).transpose(0, 2, 3, 1)[..., None, :] / 256 - colours)
+               .sum(axis=-1).argmin(axis=-1) for x in (xs[cats[:-30] if held_out else cats], true * 256)]
+    if name == 'RegressionCNN':
+        predicted = outputs.numpy().clip(0, 1)
+        metrics, baselines = {'loss': np.square(outputs.numpy() - true).mean()}, {}
+    else:
+        right, p = torch.from_numpy(nearest[1]), outputs.softmax(dim=1)
+        predicted = (np.einsum('nkhw, kc -> nchw', p, colours) if 'temperature' in flags else
+                     np.moveaxis(colours[outputs.argmax(dim=1)], -1, 1))
+        metrics = {'loss': -p.gather(1, right[:, None]).log().mean().item(),
+                   'accuracy': (outputs.argmax(dim=1) == right).float().mean().item()}
+        most = 0 if held_out else 1  # of the pictures trained on
+        dark = grey[:, 0] < 0.25
+        baselines = {'most_frequent_colour': (nearest[1] == most).mean(),
+                     'most_frequent_colour_of_grey_level': (nearest[1] == (most + dark) % 3).mean()}
+    with_grey = (predicted - predicted.mean(axis=1, keepdims=True) + grey).clip(0, 1)
+    pictures = {'grey': grey.repeat(3, axis=1), 'prediction': predicted, 'grey_put_back': with_grey,
+                'truth': true}
+    errors = {row: np.square(rgb - true).mean() for row, rgb in pictures.items()}
+
+    reported = json.loads((tmp_path / f'outputs/metrics_{name}.json').read_text())
+    assert {measure: reported[f'val_{measure}'] for measure in metrics} == pytest.approx(metrics, rel=1e-4)
+    (epoch,), curve_title = curves
+    assert {measure: epoch[f'val_{measure}'] for measure in metrics} == pytest.approx(metrics, rel=1e-4)
+    assert reported['baseline_accuracies'] == pytest.approx(baselines)
+    assert {row: measured['mean_squared_error'] for row, measured in reported['pictures'].items()} == (
+        pytest.approx(errors, rel=1e-4))
+    for row, rgb in pictures.items():
+        assert reported['pictures'][row]['colourfulness'] == pytest.approx(
+            colourization.colourfulness(rgb), rel=1e-4, abs=1e-4)
+    assert reported['data'] == 'class 3 of CIFAR-10' and reported['hold_out'] == 30 * held_out
+
+    *lines, last = capsys.readouterr().out.splitlines()
+    printed = dict(line.split(': ', 1) for line in lines if ': ' in line)
+    for row in ('grey', 'prediction', 'grey_put_back'):
+        error, db = re.findall(r'[\d.]+', printed[row.replace('_', ' ').capitalize()])[:2]
+        assert float(error) == pytest.approx(errors[row], abs=1.1e-5)
+        assert float(db) == pytest.approx(10 * np.log10(1 / errors[row]), abs=0.011)
+    for row, accuracy in baselines.items():
+        assert printed[row.replace('_', ' ').capitalize()] == f'accuracy {accuracy:.1%}'
+    assert float(last.split()[2].strip(',')) == pytest.approx(metrics['loss'], abs=1.1e-4)
+
+    assert curve_title == f'{name}, trained on class 3 of CIFAR-10'
+    final = 'regression_output' if name == 'RegressionCNN' else f'eval_{name}'
+    for picture in (f'{final}.png', f'{final}_epoch01.png'):
+        panels, title = drawn[picture]
+        assert title == f'{name}, class 3 of CIFAR-10: {last}'
+        for (_, ours), by_hand in zip(panels, (grey, true, predicted, with_grey), strict=True):
+            assert pictures_in(ours, 10) == pytest.approx(by_hand[:10].transpose(0, 2, 3, 1), abs=1e-5)
+
+    call_script(f'{flags.replace("--train", "")} {"--valid" * (name != "RegressionCNN")} --category 3 '
+                '--checkpoint w.pkl')
+    assert json.loads((tmp_path / f'outputs/metrics_{name}.json').read_text()) == reported | {'seed': None}
+
+
+@pytest.mark.parametrize('category, called', [
+    (3, 'class 3 of CIFAR-10'), (7, 'the horses of CIFAR-10'), ('all', 'CIFAR-10')])
+def test_activations_are_those_of_the_pictures_asked_for(category, called, mixed, call_script, tmp_path):
+    """Every panel against the network run by hand, stage by stage."""
+    _, (xs, ys), colours = mixed
+    torch.manual_seed(6)
+    model = colourization.CNN(3, 2, 3)
+    torch.save(model.state_dict(), tmp_path / 'w.pkl')
+    drawn = call_script(f'activations 5 2 -m CNN --category {category} -c c.npy --checkpoint w.pkl')
+    true = xs[(ys[:, 0] == category) | (category == 'all')].astype(np.float32) / 256
+    grey = true.mean(axis=1, keepdims=True)
+    with torch.no_grad():
+        stages, x = [], torch.from_numpy(grey)
+        for stage in list(model.eval().children())[:5]:
+            x = stage(x)
+            stages.append(x.numpy())
+        prediction = colours[model.finalconv(x).argmax(dim=1)]
+    assert not np.array_equal(prediction[5], prediction[2])
+    assert {path for path in drawn if path.startswith('overview')} == {'overview_5.png', 'overview_2.png'}
+    for i in (5, 2):
+        panels, title = drawn[f'overview_{i}.png']
+        assert title == f'CNN from grey to colour: picture {i}, {called}'
+        expected = {'input': grey[i].transpose(1, 2, 0), 'output': prediction[i],
+                    'input_rgb': true[i].transpose(1, 2, 0)}
+        for number, maps in enumerate(stages):
+            maps = maps[i] / np.maximum(maps[i].max(axis=(1, 2), keepdims=True), 1e-12)
+            columns, (count, side, _) = 2, maps.shape
+            tiles = np.ones((-(-count // columns) * (side + 1), columns * (side + 1), 1), np.float32)
+            for j in range(count):
+                top, left = j // columns * (side + 1), j % columns * (side + 1)
+                tiles[top:top + side, left:left + side, 0] = maps[j]
+            expected[f'out{number}'] = tiles[:-1, :-1]
+        order = ['input', *(f'out{number}' for number in range(5)), 'output', 'input_rgb']
+        for name, (label, picture) in zip(order, panels, strict=True):
+            assert picture == pytest.approx(expected[name], abs=1e-5)
+            ((own_label, own),), own_title = drawn[f'filter_{name}_{i}.png']
+            assert own is picture and own_label == label and own_title == f'CNN, picture {i}, {called}'
 
 
 @pytest.mark.slow  # and test_colourization.py with small arrays
@@ -300,24 +436,50 @@ def test_same_seed_gives_the_same_checkpoint(run_script, tmp_path):
     assert not torch.equal(first['finalconv.weight'], other['finalconv.weight'])
 
 
+@pytest.mark.parametrize('category, places', [
+    (7, [5, 106, 207, 4000]), (3, [5, 106, 207, 4000]), ('all', range(0, 10_000, 2))], ids=str)
+def test_kmeans_counts_the_training_pictures_of_the_category(category, places, call_script, monkeypatch,
+                                                             tmp_path, capsys):
+    """Black and a dark cyan share one of two colours; green is in no picture that counts, red in the test's.
+
+    Pictures have one pixel. All of a class count, but only every other of all 10,000.
+    """
+    xs, ys = np.full((10_000, 3, 1, 1), [[[0]], [[250]], [[0]]], np.uint8), np.zeros((10_000, 1), int)
+    four = [[0, 0, 0], [0, 48, 48], [255, 0, 255], [255, 0, 255]]
+    xs[places, :, 0, 0] = np.resize(four, (len(places), 3))
+    ys[places] = 7 if category == 'all' else category
+    red = np.full((4, 3, 1, 1), [[[250]], [[0]], [[0]]], np.uint8)
+    monkeypatch.setattr(colourization, 'load_cifar10', lambda where: ((xs, ys), (red, ys[places[:4]])))
+    call_script(f'colourization --kmeans 2 --category {category}')
+    found = np.load(tmp_path / f'colour/colour_kmeans2_cat{category}.npy')
+    assert found * 256 == pytest.approx(np.array([[0, 24, 24], [255, 0, 255]]))
+    distance = (2 * 24**2 + 2 * 24**2 + 0 + 0) / 4 / 256**2
+    assert capsys.readouterr().out.endswith(f' of a pixel to its colour is {distance:.5f}\n')
+
+
 @pytest.mark.parametrize('script', ['colourization -m CNN', 'colour_regression --train'])
 @pytest.mark.parametrize('flags, trained_on, validated_on', [
     ('', 'horses', 'test'), ('--augment flip_lr', 'horses', 'test'),
     ('--augment classes shift_ud', 'all', 'test'), ('--hold_out 10', 'horses but ten', 'ten'),
     ('--hold_out 10 --augment classes', 'all but ten', 'ten'),
-    ('--category 3 -c c.npy', 'cats', 'test cats'), ('--category all -c c.npy', 'all', 'test all')])
+    ('--category 3 -c c.npy', 'cats', 'test cats'), ('--category all -c c.npy', 'all', 'test all'),
+    ('--hold_out 9 --category 3 -c c.npy', 'cats but nine', 'nine cats'),
+    ('--hold_out 9 --category 3 -c c.npy --augment classes', 'all but nine cats', 'nine cats'),
+    ('--hold_out 9 --category all -c c.npy', 'all but nine', 'nine')])
 def test_pictures_that_a_network_is_trained_and_validated_on(script, flags, trained_on, validated_on,
                                                              call_script, monkeypatch, tmp_path):
     if 'regression' in script:
         flags = flags.replace('-c c.npy', '')
     rng = np.random.default_rng(0)
     xs, ys = rng.integers(0, 256, (200, 3, 32, 32), np.uint8), rng.integers(10, size=(200, 1))
-    test = rng.integers(0, 256, (30, 3, 32, 32), np.uint8), np.repeat([7, 3], [20, 10])[:, None]
+    test = rng.integers(0, 256, (30, 3, 32, 32), np.uint8), np.repeat([0, 3, 7], [4, 6, 20])[:, None]
     np.save(tmp_path / 'c.npy', rng.random((3, 3)))
-    horses = np.flatnonzero(ys == 7)
-    sets = {'horses': xs[horses], 'all': xs, 'horses but ten': xs[horses[:-10]], 'test': test[0][:20],
-            'cats': xs[ys[:, 0] == 3], 'test cats': test[0][20:], 'test all': test[0],
-            'all but ten': np.delete(xs, horses[-10:], axis=0), 'ten': xs[horses[-10:]]}
+    horses, cats = np.flatnonzero(ys == 7), np.flatnonzero(ys == 3)
+    sets = {'horses': xs[horses], 'all': xs, 'horses but ten': xs[horses[:-10]], 'test': test[0][10:],
+            'cats': xs[cats], 'test cats': test[0][4:10], 'test all': test[0],
+            'all but ten': np.delete(xs, horses[-10:], axis=0), 'ten': xs[horses[-10:]],
+            'cats but nine': xs[cats[:-9]], 'all but nine cats': np.delete(xs, cats[-9:], axis=0),
+            'nine cats': xs[cats[-9:]], 'all but nine': xs[:-9], 'nine': xs[-9:]}
     grey = {name: torch.from_numpy(x.astype(np.float32).mean(axis=1, keepdims=True) / 256)
             for name, x in sets.items()}
     colours = load_data.load_colours(
@@ -454,6 +616,19 @@ def test_colours_of_a_checkpoint_need_not_be_repeated(run_script, tmp_path):
     assert again.stdout.splitlines()[-1] == trained.stdout.splitlines()[-1]
     np.save(tmp_path / 'other.npy', rng.random((24, 3), dtype=np.float32))
     assert fails(run_script('colourization.py', *flags, '--valid', '-c', 'other.npy'), 1, 'other.npy')
+
+
+def test_colours_that_nobody_names_are_those_of_the_category(mixed, call_script, tmp_path, capsys):
+    colours = np.load(ROOT / 'colour/colour_kmeans24_catall.npy')
+    flags = 'colourization -m CNN -f 1 --category all --checkpoint w.pkl'
+    call_script(f'{flags} -e 1')
+    metrics = tmp_path / 'outputs/metrics_CNN.json'
+    assert json.loads(metrics.read_text())['colours'] == colours.tolist()
+    torch.save(dict(torch.load(tmp_path / 'w.pkl')), tmp_path / 'w.pkl')  # without its notes, as in 2018
+    metrics.unlink()
+    call_script(f'{flags} --valid')
+    assert json.loads(metrics.read_text())['colours'] == colours.tolist()
+    assert 'w.pkl does not say which colours' in capsys.readouterr().err
 
 
 def test_prior_is_recognised_in_its_checkpoint(run_script, tmp_path):

@@ -195,8 +195,10 @@ def test_metrics_say_how_they_came_about(temperature, run_script, tmp_path):
     assert done.returncode == 0, done.stderr
     text = (tmp_path / 'outputs/metrics_CNN.json').read_text()
     told = json.loads(text, parse_constant=pytest.fail)
-    assert {name: told[name] for name in ('kernel', 'num_filters', 'seed', 'temperature', 'colours')} == {
-        'kernel': 1, 'num_filters': 3, 'seed': 5, 'temperature': temperature, 'colours': colours.tolist()}
+    expected = {'kernel': 1, 'num_filters': 3, 'seed': 5, 'temperature': temperature, 'prior': 0,
+                'colours': colours.tolist(), 'checkpoint': 'cnn_k1_f3.pkl', 'hold_out': 0,
+                'threads': torch.get_num_threads(), 'model': 'CNN', 'data': 'sample pictures'}
+    assert {name: told[name] for name in expected} == expected
     assert 0 < told['pictures']['prediction']['mean_squared_error'] < 1
 
 
