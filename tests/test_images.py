@@ -5,6 +5,7 @@ import io
 import os
 import re
 import struct
+import textwrap
 import unicodedata
 import warnings
 import zlib
@@ -131,6 +132,18 @@ def test_small_picture_is_the_networks_own_chroma_along_edges_with_the_grey(temp
     expected = (saturation * (slope * grey + offset) + grey).transpose(1, 2, 0)
     rgb = colourize(grey, model, pale, temperature, saturation=saturation)
     assert rgb == pytest.approx(expected, abs=1e-4)
+
+
+def test_lines_of_the_readme_colour_a_photo(tmp_path, monkeypatch):
+    lines = re.search(r'^ +from matplotlib.*\n(?: +.*\n)+', (ROOT / 'README.md').read_text(), re.MULTILINE)[0]
+    assert lines.count('\n') == 4
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(RGB).save('photo.jpg')
+    exec(textwrap.dedent(lines), {})
+    coloured = np.asarray(Image.open('photo_colour.png').convert('RGB')).astype(float)
+    grey = np.asarray(Image.open('photo.jpg')).mean(axis=2)
+    assert np.abs(coloured.mean(axis=2) - grey).max() <= 1  # imsave rounds down
+    assert coloured.std(axis=2).mean() > 1
 
 
 @pytest.mark.parametrize('flag, times', [('--saturation 0', 0), ('--saturation 0.7', 0.5), ('', 1)])

@@ -112,13 +112,13 @@ def test_comparison_is_of_the_test_horses_in_the_ways_that_it_names(tmp_path, mo
 
 
 @pytest.mark.slow
-def test_readme_has_the_table_of_the_comparison(cifar10, run_script, tmp_path):
+def test_readme_of_the_weights_has_the_table_of_the_comparison(cifar10, run_script, tmp_path):
     done = run_script('outputs/writeup/comparison.py', '--data', cifar10, '--outdir', tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'comparison.png').stat().st_size > 50_000
     rows = re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', done.stdout, re.MULTILINE)
     assert len(rows) == 6
-    readme = (ROOT / 'README.md').read_text()
+    readme = (ROOT / 'weights/README.md').read_text()
     for name, *numbers in rows:
         told = re.search(rf'^\| {re.escape(name)} \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', readme,
                          re.MULTILINE).groups()
@@ -127,13 +127,13 @@ def test_readme_has_the_table_of_the_comparison(cifar10, run_script, tmp_path):
 
 
 @pytest.mark.slow
-def test_readme_has_the_table_of_the_photographs(run_script, tmp_path):
+def test_readme_of_the_weights_has_the_table_of_the_photographs(run_script, tmp_path):
     done = run_script('outputs/writeup/comparison.py', '--image', '--outdir', tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'photograph.png').stat().st_size > 50_000
     rows = re.findall(r'^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', done.stdout, re.MULTILINE)
     assert [name for name, *_ in rows] == ['china', 'flower', 'grace_hopper', 'mean']
-    readme = (ROOT / 'README.md').read_text()
+    readme = (ROOT / 'weights/README.md').read_text()
     for name, *numbers in rows:
         told = re.search(rf'^\| {name} \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', readme,
                          re.MULTILINE).groups()

@@ -118,9 +118,9 @@ def test_regression_is_evaluated(run_script, tmp_path):
 
 
 def shipped_weights():
-    """Rows of the README's tables: the checkpoint, loss, accuracy or PSNR, and the command."""
+    """Rows of the tables in weights/README.md: the checkpoint, loss, accuracy or PSNR, and the command."""
     row = r'\| `(\w+\.pkl)` \| ([\d.]+) \| ([\d.]+) (?:%|dB) \| `python (.*?)` \|'
-    return re.findall(row, (ROOT / 'README.md').read_text())
+    return re.findall(row, (ROOT / 'weights/README.md').read_text())
 
 
 BETTER_THAN = {  # the course's weights, by far: a loss, and an accuracy or PSNR
@@ -148,19 +148,43 @@ def test_readme_tells_what_the_shipped_weights_reach(name, loss, measure, comman
     assert float(measured[0]) < most and float(measured[1]) > least
 
 
+def recipes():
+    """The commands of weights/README.md that made the networks: the script, its flags, and what they save."""
+    text = (ROOT / 'weights/README.md').read_text()
+    for script, flags in re.findall(r'^    python (colour\w+)\.py (.*)$', text, re.MULTILINE):
+        def given(pattern, default):
+            return (re.search(pattern, flags) or [None, default])[1]
+        model = given(r'--model (\w+)', 'regression_cnn').lower() + '_prior' * ('--prior' in flags)
+        name = f'outputs/{model}_k{given("-k (.)", 3)}_f{given(r"-f (.+?) ", 32)}.pkl'
+        yield script, flags, given(r'--checkpoint (\S+)', name)
+
+
 def test_readme_has_every_shipped_checkpoint_with_its_recipe_and_the_colours_are_there():
     shipped = {path.name for path in (ROOT / 'weights').glob('*.pkl')}
     assert {name for name, *_ in shipped_weights()} == shipped
-    readme = (ROOT / 'README.md').read_text()
-    recipes = re.findall(r'^    python (colour\w+)\.py (.*--checkpoint weights/(\S+))$', readme, re.MULTILINE)
-    assert {name for _, _, name in recipes} == shipped
+    assert sorted(path for *_, path in recipes()) == sorted(f'outputs/{name}' for name in shipped)
     for path in (ROOT / 'weights').glob('*.pkl'):
         torch.load(path, weights_only=True)
-    for script, flags, name in recipes:
+    for script, flags, path in recipes():
         if script == 'colourization':
             args = colourization.parse_args(shlex.split(flags))
-            _, _, saved = colourization.read_checkpoint(ROOT / 'weights' / name)
-            assert np.array_equal(colourization.choose_colours(args.colours, args.category), saved), name
+            _, _, saved = colourization.read_checkpoint(ROOT / 'weights' / os.path.basename(path))
+            assert np.array_equal(colourization.choose_colours(args.colours, args.category), saved), path
+
+
+def test_readme_and_that_of_the_weights_tell_the_same_numbers():
+    readme = (ROOT / 'README.md').read_text()
+    row = r'\| `python (.+?)` \| \d+ s \| `Val Loss: ([\d.]+), .+?: ([\d.]+)(?:%| dB)` \|'
+    told = re.findall(row, readme)
+    evaluated = {row for row in told if '-e 5' not in row[0]}  # not that of part C, which trains
+    assert (len(told), len(evaluated)) == (5, 4)
+    assert evaluated <= {(command, loss, measure) for _, loss, measure, command in shipped_weights()}
+    accuracies = {name: measure for name, _, measure, _ in shipped_weights()}
+    table = re.findall(r'^\| (\w+) \| 4[\d.]+ % \| ([\d.]+) % \| ([\d.]+) % \|$', readme, re.MULTILINE)
+    assert [name for name, *_ in table] == ['CNN', 'UNet', 'DUNet']
+    for name, ours, with_prior in table:
+        assert accuracies[f'{name.lower()}_k3_f32.pkl'] == ours
+        assert accuracies[f'{name.lower()}_prior_k3_f32.pkl'] == with_prior
 
 
 def test_regression_is_trained(run_script, tmp_path):
