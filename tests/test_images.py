@@ -512,7 +512,8 @@ def test_slips_get_a_line_that_helps(run_script, tmp_path):
 
 
 @pytest.mark.parametrize('one, other', [
-    ('X', 'x'), ('ß', 'ss'), ('ä', unicodedata.normalize('NFD', 'ä')), ('Ä', unicodedata.normalize('NFD', 'ä'))])
+    ('X', 'x'), ('ß', 'ss'), ('ä', unicodedata.normalize('NFD', 'ä')),
+    ('Ä', unicodedata.normalize('NFD', 'ä'))])
 def test_names_that_some_file_systems_hold_for_one_get_two_results(one, other, run_script, tmp_path):
     for name, value in ((one, 50), (other, 200)):
         Image.new('L', (8, 8), value).save(tmp_path / f'{name}.png')
