@@ -188,7 +188,7 @@ def reference_training(make, batch_size, pictures, device):
 
 
 def expert_training(make, batch_size, pictures, device):
-    """An epoch as somebody writes it who knows what is fast: neither averages nor accuracies, to be called."""
+    """An epoch as an expert writes it, without averages and accuracies, to be called."""
     grey, cats = (tensor.to(device) for tensor in random_pictures(pictures))
     model = reference_network(make).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), fused=True)

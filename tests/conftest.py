@@ -142,6 +142,9 @@ def obey_ctrl_c():
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+unix_only = pytest.mark.skipif(os.name == 'nt', reason='Windows has no such pipes, links, signals or devices')
+
+
 def fails(done, status, *words):
     """Whether a script ended with a status and one line of error that has the words."""
     line, = done.stderr.splitlines()

@@ -21,11 +21,11 @@ import colourization
 from colour_regression import RegressionCNN
 from colourization import (CNN, DUNet, NUM_LEVELS, UNet, AverageOfWeights, MyConv2d, add_prior, baselines,
                            classification, colour_counts, colourfulness, draw_curves, draw_pictures,
-                           find_shipped, get_cat_rgb, get_rgb_cat, grey_levels, measure_pictures, kmeans_colours,
-                           load_model, log_frequencies,
+                           find_shipped, get_cat_rgb, get_rgb_cat, grey_levels, kmeans_colours,
+                           load_model, log_frequencies, measure_pictures,
                            mosaic, parse_args, process, psnr, put_grey_back, run_validation_step,
                            save_checkpoint, save_history, scores_to_rgb, train_epoch)
-from conftest import ROOT
+from conftest import ROOT, unix_only
 from conftest import Runs, python2_string, training
 from load_data import MOVES, InputError, augment, batches, hold_out, load_cifar10, load_colours, whole_file
 
@@ -800,7 +800,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(step, tmp
         training(tmp_path)
     saved = torch.load(tmp_path / 'w.pkl', weights_only=True)
     assert all(torch.equal(saved[name], good[name]) for name in good)
-    assert (tmp_path / 'history_UNet.csv').read_text().count('\n') == 2
+    assert (tmp_path / 'history_UNet.csv').read_text('utf-8').count('\n') == 2
     assert not (tmp_path / 'w.pkl.resume').exists()
 
 
@@ -841,7 +841,7 @@ def test_interrupted_training_is_saved(steps, tmp_path, monkeypatch):
     saved = [t for t in saved.state_dict().values() if t.is_floating_point()]
     assert all(torch.equal(a, b) for a, b in zip(saved, averages[-1], strict=True))
     history = tmp_path / 'history_UNet.csv'
-    assert (history.read_text().count('\n') if history.exists() else 1) == 1 + steps // 3
+    assert (history.read_text('utf-8').count('\n') if history.exists() else 1) == 1 + steps // 3
     assert (tmp_path / 'training_curve_UNet.png').exists() == (steps > 3)
 
 
@@ -853,7 +853,7 @@ def test_interruption_before_the_first_step_leaves_what_is_there(older, tmp_path
     monkeypatch.setattr(torch, 'randperm', lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         training(tmp_path)
-    assert (path.read_text() if path.exists() else None) == older
+    assert (path.read_text('utf-8') if path.exists() else None) == older
 
 
 def test_curves_show_the_history(tmp_path, monkeypatch):
@@ -875,7 +875,7 @@ def test_curves_show_the_history(tmp_path, monkeypatch):
         'training, while it learns (last: 30.0%)', 'validation, averaged weights (last: 15.0%)']
     assert [axes.get_title() for axes in figure.axes] == ['loss', 'accuracy']
     assert figure.get_suptitle() == 'what the figure says above'
-    rows = (tmp_path / 'history_UNet.csv').read_text().splitlines()
+    rows = (tmp_path / 'history_UNet.csv').read_text('utf-8').splitlines()
     assert rows[0].split(',') == list(history[0])
     assert [[float(v) for v in row.split(',')] for row in rows[1:]] == [[*r.values()] for r in history]
 
@@ -900,7 +900,7 @@ def test_training_returns_its_history_and_prints_and_draws_what_it_says(tmp_path
         f'Epoch [{h["epoch"]}/2], Val Loss: {h["val_loss"]:.4f}, Val Acc: {h["val_accuracy"]:.1%}, \n'
         for h in history)
     assert drawn == [(h['epoch'], {'loss': h['val_loss'], 'accuracy': h['val_accuracy']}) for h in history]
-    rows = (tmp_path / 'history_U.csv').read_text().splitlines()
+    rows = (tmp_path / 'history_U.csv').read_text('utf-8').splitlines()
     assert rows == [','.join(map(str, row)) for row in (history[0], *(record.values() for record in history))]
     assert [record['epoch'] for record in history] == [1, 2]
 
@@ -937,6 +937,7 @@ def test_files_of_the_user_come_before_the_shipped_ones(tmp_path, monkeypatch):
     assert find_shipped(name).read_bytes() == b'mine'
 
 
+@unix_only
 def test_file_behind_a_link_is_written_and_what_is_no_file_is_not(tmp_path):
     (tmp_path / 'link').symlink_to(tmp_path / 'file')
     with whole_file(tmp_path / 'link') as file:

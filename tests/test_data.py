@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import load_data
-from conftest import ROOT, Runs, obey_ctrl_c, python2_string
+from conftest import ROOT, Runs, obey_ctrl_c, python2_string, unix_only
 from load_data import InputError, fetch, load_cifar10, read_batch, safe_unpickle
 
 NAMES = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch']
@@ -307,6 +307,7 @@ def test_broken_archives_are_refused(archive, folder, tmp_path):
         assert str(refusal.value).isprintable()
 
 
+@unix_only
 def test_missing_batch_is_named(folder, tmp_path):
     path = tmp_path / 'cifar-10-python.tar.gz'
     for names in (NAMES[1:], [NAMES[1], *NAMES[1:]]):
@@ -617,8 +618,8 @@ def test_mistyped_path_starts_no_download(name, data, monkeypatch):
     monkeypatch.setattr(load_data, 'fetch', None)
     put(data, 'notes.txt')
     assert refusal(data / name) == (
-        'there is no such archive or folder: CIFAR-10 is downloaded only into data/ (leave --data out) or into '
-        'an empty folder that you make')
+        'there is no such archive or folder: CIFAR-10 is downloaded only into data/ (leave --data out) or '
+        'into an empty folder that you make')
     assert [path.name for path in data.iterdir()] == ['notes.txt']
 
 
@@ -817,6 +818,8 @@ def mirrors(constants, monkeypatch):
 @pytest.fixture
 def program(constants):
     """Start a script, or a few lines of Python, as a process that fetches from these paths."""
+    if os.name == 'nt':
+        pytest.skip('Windows has no such signals')
     processes = []
 
     def program(paths, lines, *arguments, cwd):

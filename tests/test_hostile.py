@@ -29,7 +29,7 @@ import activations
 import colourization
 from colourization import (CNN, UNet, colourize, error_line, draw_pictures, load_model, read_checkpoint,
                            report, run, save_checkpoint)
-from conftest import Runs
+from conftest import Runs, unix_only
 from load_data import InputError, load_colours, read_picture, whole_file
 
 RNG = np.random.default_rng(0)
@@ -490,6 +490,7 @@ CNN_WEIGHTS = 'weights/cnn_k3_f32.pkl'
     ('--image a.png --checkpoint folder', 1, 'directory'), ('--image a.png --checkpoint c.npy', 1, 'c.npy'),
     ('--image a.png --checkpoint a.png', 1, 'a.png'),
 ])
+@unix_only
 def test_wrong_flags_are_found_before_any_work(flags, status, word, tmp_path, refused):
     (tmp_path / 'c.npy').write_bytes(npy(COLOURS))
     (tmp_path / 'a.png').write_bytes(png())
@@ -543,7 +544,8 @@ def test_file_that_may_not_be_read_is_said_by_name(read, tmp_path, monkeypatch):
     Path('secret').chmod(0)
     with pytest.raises((InputError, OSError)) as end, ordinary_user():
         read(Path('secret'))
-    assert error_line(end.value).startswith('error: secret: ') and 'Permission denied' in error_line(end.value)
+    line = error_line(end.value)
+    assert line.startswith('error: secret: ') and 'Permission denied' in line
 
 
 @contextmanager

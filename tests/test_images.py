@@ -19,7 +19,7 @@ from scipy.ndimage import uniform_filter
 
 import colourization
 from colourization import CNN, add_prior, colourize, load_model, scores_to_rgb
-from conftest import ROOT, peak_memory
+from conftest import ROOT, peak_memory, unix_only
 from load_data import InputError, read_picture
 
 RNG = np.random.default_rng(0)
@@ -135,7 +135,8 @@ def test_small_picture_is_the_networks_own_chroma_along_edges_with_the_grey(temp
 
 
 def test_lines_of_the_readme_colour_a_photo(tmp_path, monkeypatch):
-    lines = re.search(r'^ +from matplotlib.*\n(?: +.*\n)+', (ROOT / 'README.md').read_text(), re.MULTILINE)[0]
+    readme = (ROOT / 'README.md').read_text('utf-8')
+    lines = re.search(r'^ +from matplotlib.*\n(?: +.*\n)+', readme, re.MULTILINE)[0]
     assert lines.count('\n') == 4
     monkeypatch.chdir(tmp_path)
     Image.fromarray(RGB).save('photo.jpg')
@@ -557,7 +558,8 @@ def test_pattern_that_the_shell_left_is_expanded(run_script, tmp_path):
         Image.new('L', (8, 8)).save(tmp_path / name)
     done = run_script('colourization.py', '--image', '*.jpg', '[bc]*.png', '[ab].png')
     assert (done.returncode, done.stderr) == (0, '')
-    assert done.stdout.splitlines() == [f'Wrote outputs/{name}_colour.png' for name in ('a', 'b', 'c', '[ab]')]
+    assert done.stdout.splitlines() == [
+        f'Wrote outputs/{name}_colour.png' for name in ('a', 'b', 'c', '[ab]')]
 
 
 DEEP_JPEG_2000 = {  # ramps of 256 columns from black to white, 64 rows, opaque
@@ -654,6 +656,7 @@ def test_names_that_some_file_systems_hold_for_one_get_two_results(one, other, r
         [f'{one}_colour.png', f'{other}_2_colour.png'])
 
 
+@unix_only
 def test_input_is_not_overwritten_under_another_name(run_script, tmp_path):
     """A hard link has two names, as each file has where case does not count."""
     (tmp_path / 'outputs').mkdir()

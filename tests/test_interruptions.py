@@ -17,7 +17,7 @@ import torch
 import colourization
 import load_data
 from colourization import CNN, DUNet, UNet, AverageOfWeights, load_model
-from conftest import ROOT, fails, obey_ctrl_c, training
+from conftest import ROOT, fails, obey_ctrl_c, training, unix_only
 from load_data import MOVES, InputError
 
 STEPS = 3  # an epoch of `training`: ten pictures in batches of four
@@ -85,7 +85,7 @@ def test_seconds_of_a_resumed_run_go_on(tmp_path, monkeypatch, capsys):
     torch.save(state, tmp_path / 'w.pkl.resume')
     capsys.readouterr()
     training(tmp_path, resume=True)
-    _, first, second = csv.reader((tmp_path / 'history_UNet.csv').read_text().splitlines())
+    _, first, second = csv.reader((tmp_path / 'history_UNet.csv').read_text('utf-8').splitlines())
     assert float(first[1]) == 1000 and 1000 < float(second[1]) < 1900
     assert re.match(r'Epoch \[2/2\], Loss: .*, Time \(s\): 1\d{3} ', capsys.readouterr().out)
 
@@ -247,6 +247,7 @@ def test_checkpoint_loads_whenever_a_run_is_killed(tmp_path):
 
 
 @pytest.mark.slow
+@unix_only
 def test_killed_script_is_resumed(tmp_path):
     """With SIGKILL and with Ctrl-C, which says how to go on; the same weights as without."""
     words = [sys.executable, ROOT / 'colourization.py', '-m', 'CNN', '--data', 'sample', '-f', '4', '-e', '6',

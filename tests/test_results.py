@@ -18,7 +18,7 @@ from load_data import InputError
 
 def test_tables_of_part_f_are_those_of_its_runs():
     runs = experiments.read_table(experiments.RUNS)
-    assert experiments.PAGE.read_text() == experiments.page(runs)
+    assert experiments.PAGE.read_text('utf-8') == experiments.page(runs)
     done = [(run['command'], int(run['seed'])) for run in runs]
     assert sorted(done) == sorted(experiments.planned_runs())
     for run in runs:
@@ -64,13 +64,13 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
         'command': command, 'seed': str(seed), 'val_loss': '1', 'val_accuracy': '0.5', 'train_loss': '1'})
     monkeypatch.setattr(sys, 'argv', ['experiments.py'])
     experiments.main()
-    whole = experiments.RUNS.read_text()
+    whole = experiments.RUNS.read_text('utf-8')
     assert len(capsys.readouterr().out.splitlines()) == 6
     experiments.RUNS.write_text(''.join(whole.splitlines(True)[:3]))  # interrupted after two
     experiments.main()
     assert len(capsys.readouterr().out.splitlines()) == 4
-    assert experiments.RUNS.read_text() == whole
-    assert experiments.PAGE.read_text() == experiments.page(experiments.read_table(experiments.RUNS))
+    assert experiments.RUNS.read_text('utf-8') == whole
+    assert experiments.PAGE.read_text('utf-8') == experiments.page(experiments.read_table(experiments.RUNS))
 
 
 def test_comparison_is_of_the_test_horses_in_the_ways_that_it_names(tmp_path, monkeypatch, capsys):
@@ -118,7 +118,7 @@ def test_readme_of_the_weights_has_the_table_of_the_comparison(cifar10, run_scri
     assert (tmp_path / 'comparison.png').stat().st_size > 50_000
     rows = re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', done.stdout, re.MULTILINE)
     assert len(rows) == 6
-    readme = (ROOT / 'weights/README.md').read_text()
+    readme = (ROOT / 'weights/README.md').read_text('utf-8')
     for name, *numbers in rows:
         told = re.search(rf'^\| {re.escape(name)} \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', readme,
                          re.MULTILINE).groups()
@@ -133,7 +133,7 @@ def test_readme_of_the_weights_has_the_table_of_the_photographs(run_script, tmp_
     assert (tmp_path / 'photograph.png').stat().st_size > 50_000
     rows = re.findall(r'^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', done.stdout, re.MULTILINE)
     assert [name for name, *_ in rows] == ['china', 'flower', 'grace_hopper', 'mean']
-    readme = (ROOT / 'weights/README.md').read_text()
+    readme = (ROOT / 'weights/README.md').read_text('utf-8')
     for name, *numbers in rows:
         told = re.search(rf'^\| {name} \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', readme,
                          re.MULTILINE).groups()

@@ -85,7 +85,7 @@ def test_network_is_not_replaced_before_another_has_finished_an_epoch(script, in
 def goes_on_after_its_first_epoch(run_script, folder):
     """Whether what an ended run has left is whole, and --resume alone continues it."""
     assert torch.load(folder / 'w.pkl', weights_only=True)['downconv1.0.weight'].shape[0] == 2
-    assert (folder / 'outputs/history_CNN.csv').read_text().count('\n') == 2
+    assert (folder / 'outputs/history_CNN.csv').read_text('utf-8').count('\n') == 2
     state, weights = ((folder / name).read_bytes() for name in ('w.pkl.resume', 'w.pkl'))
     done = run_script('colourization.py', *FLAGS)
     assert fails(done, 1, 'w.pkl.resume', '--resume', 'remove')
@@ -193,7 +193,7 @@ def test_metrics_say_how_they_came_about(temperature, run_script, tmp_path):
     done = run_script('colourization.py', '-m', 'CNN', '-k', 1, '-f', 3, '-e', 1, '-s', 5, '-c', 'c.npy',
                       '--data', 'sample', '--temperature', temperature)
     assert done.returncode == 0, done.stderr
-    text = (tmp_path / 'outputs/metrics_CNN.json').read_text()
+    text = (tmp_path / 'outputs/metrics_CNN.json').read_text('utf-8')
     told = json.loads(text, parse_constant=pytest.fail)
     expected = {'kernel': 1, 'num_filters': 3, 'seed': 5, 'temperature': temperature, 'prior': 0,
                 'colours': colours.tolist(), 'checkpoint': 'cnn_k1_f3.pkl', 'hold_out': 0,
@@ -205,7 +205,7 @@ def test_metrics_say_how_they_came_about(temperature, run_script, tmp_path):
 def test_metrics_are_read_by_whoever_knows_no_nan(tmp_path):
     report({'model': 'UNet', 'data': 'any'}, {'loss': math.nan, 'accuracy': 0.5}, {},
            {'prediction': {'mean_squared_error': math.inf, 'colourfulness': -math.inf}}, tmp_path)
-    told = json.loads((tmp_path / 'metrics_UNet.json').read_text(), parse_constant=pytest.fail)
+    told = json.loads((tmp_path / 'metrics_UNet.json').read_text('utf-8'), parse_constant=pytest.fail)
     assert (told['val_loss'], told['val_accuracy']) == (None, 0.5)
     assert told['pictures'] == {'prediction': {'mean_squared_error': None, 'colourfulness': None}}
 
@@ -319,7 +319,7 @@ def test_cell_of_the_readme_runs_in_a_notebook(tmp_path):
     reason = 'needs ipykernel and jupyter_client'
     pytest.importorskip('ipykernel', reason=reason)
     start_new_kernel = pytest.importorskip('jupyter_client.manager', reason=reason).start_new_kernel
-    cell = re.search(r'\n((?:    %.*\n)(?:    .*\n)+)', (ROOT / 'README.md').read_text())[1]
+    cell = re.search(r'\n((?:    %.*\n)(?:    .*\n)+)', (ROOT / 'README.md').read_text('utf-8'))[1]
     for name in ('colourization.py', 'load_data.py', 'requirements.txt'):
         (tmp_path / name).symlink_to(ROOT / name)
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']])

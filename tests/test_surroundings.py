@@ -1,4 +1,4 @@
-"""Where people run it: notebooks, their own torch, Windows, programs that import it, files of other programs."""
+"""Where people run it: notebooks, their own torch, Windows, other programs, and files of those."""
 
 import json
 import os
@@ -39,8 +39,8 @@ def test_backend_of_a_notebook_that_is_not_installed_is_no_obstacle(tmp_path):
             'colourization.draw_pictures([("a", colourization.np.ones((8, 8, 3)))], "a.png", "title")\n'
             'print(os.environ["MPLBACKEND"])')
     backend = 'module://matplotlib_inline.backend_inline'
-    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, env=os.environ | {'MPLBACKEND': backend},
-                          capture_output=True, text=True)
+    done = subprocess.run([sys.executable, '-c', code], cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {'MPLBACKEND': backend})
     assert (done.stdout, done.stderr) == (backend + '\n', '')
     assert (tmp_path / 'a.png').stat().st_size > 1000
 
@@ -133,8 +133,9 @@ def test_closed_pipe_of_any_system_ends_without_a_word(number, monkeypatch, caps
 # ---- What a container tells -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('content', [b'', b'max', b'max 100000', b'100000 100000 1', b'100000 0', b'-1 100000',
-                                     b'100000 -1', b'nan 1', b'\xff\xfe', None])
+@pytest.mark.parametrize('content', [
+    b'', b'max', b'max 100000', b'100000 100000 1', b'100000 0', b'-1 100000', b'100000 -1', b'nan 1',
+    b'\xff\xfe', None])
 def test_quota_that_cannot_be_understood_is_ignored(content, tmp_path, monkeypatch):
     path = tmp_path / 'cpu.max'
     path.mkdir() if content is None else path.write_bytes(content)
@@ -264,7 +265,8 @@ def test_numbers_of_numpy_beside_the_weights_do_no_harm(options, tmp_path):
 @pytest.mark.parametrize('prefix', ['model.', 'net.', 'model.module.', 'module.', 'generator.unet.'])
 def test_prefix_of_all_names_is_left_out(prefix, tmp_path):
     model = network()
-    torch.save({'state_dict': {prefix + name: t for name, t in model.state_dict().items()}}, tmp_path / 'w.pkl')
+    state = {prefix + name: tensor for name, tensor in model.state_dict().items()}
+    torch.save({'state_dict': state}, tmp_path / 'w.pkl')
     assert torch.equal(load_model(CNN, tmp_path / 'w.pkl')[0](GREY), model(GREY))
 
 
@@ -285,7 +287,8 @@ def test_parametrisations_have_to_be_removed_before_saving(parametrize, layer, t
     model = network()
     parametrize(model.finalconv if layer == 'finalconv' else model.rfconv[0])
     torch.save(model.state_dict(), tmp_path / 'w.pkl')
-    with pytest.raises(InputError, match=f'its {layer}.* is of weight_norm, spectral_norm or pruning: remove'):
+    words = f'its {layer}.* is of weight_norm, spectral_norm or pruning: remove'
+    with pytest.raises(InputError, match=words):
         load_model(CNN, tmp_path / 'w.pkl')
 
 
@@ -314,7 +317,7 @@ def test_loss_above_that_of_guessing_is_warned_of_after_training(run_script, tmp
     done = run_script('colourization.py', '-m', 'CNN', '-f', 2, '-e', 1, '-l', 10, '--data', 'sample')
     warning, = done.stderr.splitlines()
     assert done.returncode == 0 and 'ln 24 = 3.1781: try a smaller --learn_rate' in warning
-    assert json.loads((tmp_path / 'outputs/metrics_CNN.json').read_text())['val_loss'] > np.log(24)
+    assert json.loads((tmp_path / 'outputs/metrics_CNN.json').read_text('utf-8'))['val_loss'] > np.log(24)
 
 
 def test_without_a_network_no_empty_folder_stays(tmp_path, monkeypatch):
@@ -331,4 +334,5 @@ def test_without_a_network_no_empty_folder_stays(tmp_path, monkeypatch):
 
 def test_largest_size_of_a_photograph_is_bounded(run_script, tmp_path):
     Image.new('L', (8, 8)).save(tmp_path / 'a.png')
-    assert fails(run_script('colourization.py', '--image', 'a.png', '--image_size', 1025), 2, 'from 4 to 1024')
+    done = run_script('colourization.py', '--image', 'a.png', '--image_size', 1025)
+    assert fails(done, 2, 'from 4 to 1024')

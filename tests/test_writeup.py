@@ -17,7 +17,7 @@ from load_data import InputError
 
 
 def test_macros_are_what_the_result_files_give():
-    assert writeup.NUMBERS.read_text() == writeup.macros()
+    assert writeup.NUMBERS.read_text('utf-8') == writeup.macros()
 
 
 def test_pdf_was_made_from_these_files():
@@ -28,13 +28,13 @@ def test_pdf_was_made_from_these_files():
 
 def test_numbers_are_those_of_the_shipped_weights():
     """On failure: the weights are new, so outputs/writeup/writeup.py has to measure them."""
-    measured = json.loads(writeup.MEASURED.read_text())['weights']
+    measured = json.loads(writeup.MEASURED.read_text('utf-8'))['weights']
     assert measured == writeup.checksums_of_weights()
 
 
 def prose():
     """The text without comments, preamble, drawing, references, commands and their arguments."""
-    text = re.sub(r'(?<!\\)%.*', '', writeup.TEX.read_text())
+    text = re.sub(r'(?<!\\)%.*', '', writeup.TEX.read_text('utf-8'))
     text = text[text.index(r'\maketitle'):text.index(r'\begin{thebibliography}')]
     text = re.sub(r'\\begin{tikzpicture}.*?\\end{tikzpicture}', '', text, flags=re.DOTALL)
     text = re.sub(r'\\(cmd|texttt|ref|label|cite|includegraphics|cmidrule)(\[[^]]*\])?{[^{}]*}', '', text)
@@ -59,7 +59,7 @@ def test_no_measured_number_is_typed():
 def test_every_macro_of_the_text_is_a_number_and_every_figure_is_there():
     used = set(re.findall(r'\\([A-Z]\w+)', prose()))
     assert used and used <= set(writeup.all_numbers())
-    figures = re.findall(r'\\includegraphics(?:\[.*?\])?{(.+?)}', writeup.TEX.read_text())
+    figures = re.findall(r'\\includegraphics(?:\[.*?\])?{(.+?)}', writeup.TEX.read_text('utf-8'))
     assert figures and all((writeup.HERE / figure).stat().st_size > 5000 for figure in figures)
 
 
@@ -191,7 +191,7 @@ def test_radius_holds_the_share_of_the_energy():
 def test_numbers_are_measured_again(cifar10):
     """Those that cost little; another machine rounds otherwise."""
     horses = writeup.test_horses(cifar10)
-    committed = json.loads(writeup.MEASURED.read_text())
+    committed = json.loads(writeup.MEASURED.read_text('utf-8'))
     for section in (writeup.describe_regression, writeup.judge_networks, writeup.compare_edges,
                     writeup.cut_at_evaluation, writeup.compare_with_dilation):
         before = committed[section.__name__]
