@@ -28,18 +28,19 @@ def test_tables_of_part_f_are_those_of_its_runs():
 
 def test_a_table_has_means_spreads_and_gains_seed_by_seed_and_stars_what_is_hardly_chance():
     """With three seeds the t-test has a closed form: p = 1 - t / sqrt(t^2 + 2)."""
-    runs = [{'command': f'colourization.py -e {e}', 'seed': str(seed), 'val_loss': '2', 'train_loss': '1',
-             'val_accuracy': str(accuracy)}
+    losses = {1: (2, 2.001, 2.002), 2: (2.002, 2.001, 2.003), 3: (3, 3.001, 3.003), 4: (2.001, 2.004, 2.003)}
+    runs = [{'command': f'colourization.py -e {e}', 'seed': str(seed), 'train_loss': '1',
+             'val_loss': str(losses[e][seed]), 'val_accuracy': str(accuracy)}
             for e, accuracies in ((1, (.5, .52, .54)), (2, (.51, .53, .61)),  # t = 1.5, p = 0.27
                                   (3, (.6, .62, .65)),  # t = 31, p = 0.001
                                   (4, (.52, .55, .575)))  # t = 6.4, p = 0.023, but one of three comparisons
             for seed, accuracy in enumerate(accuracies)]
     rows = {'one': {}, 'two': {'-e': 2}, 'three': {'-e': 3}, 'four': {'-e': 4}}
     *_, first, second, third, fourth = experiments.table({'-e': 1}, rows, range(3), runs).splitlines()
-    assert first == '| one | 2.000 ± 0.000 | 52.0 ± 2.0 |  | 1.000 ± 0.000 |'
-    assert second == '| two | 2.000 ± 0.000 | 55.0 ± 5.3 | +3.0 ± 3.5 | 1.000 ± 0.000 |'
-    assert third == '| three | 2.000 ± 0.000 | 62.3 ± 2.5 | +10.3 ± 0.6 * | 1.000 ± 0.000 |'
-    assert fourth == '| four | 2.000 ± 0.000 | 54.8 ± 2.8 | +2.8 ± 0.8 | 1.000 ± 0.000 |'
+    assert first == '| one | 2.001 ± 0.001 | 52.0 ± 2.0 |  | 1.000 ± 0.000 |'
+    assert second == '| two | 2.002 ± 0.001 | 55.0 ± 5.3 | +3.0 ± 3.5 | 1.000 ± 0.000 |'
+    assert third == '| three | 3.001 ± 0.002 * | 62.3 ± 2.5 | +10.3 ± 0.6 * | 1.000 ± 0.000 |'
+    assert fourth == '| four | 2.003 ± 0.002 | 54.8 ± 2.8 | +2.8 ± 0.8 | 1.000 ± 0.000 |'
     with pytest.raises(InputError, match='-e 4 was not run with seed 2'):
         experiments.table({'-e': 1}, rows, range(3), runs[:-1])
 

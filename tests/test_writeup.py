@@ -45,7 +45,7 @@ def prose():
 # What is defined by the handout, by the course, or by how something was measured.
 DEFINITIONS = {
     *'0 1 2 3 4 5 6 7 8 9'.split(), '16', '24', '25', '32', '64',  # sizes of filters, maps and networks
-    '1,000', '500', '200', '50', '100', '255', '60', '0.1',  # pictures, steps; distances of colours
+    '4,096', '1,024', '1,000', '500', '200', '50', '100', '255', '60', '0.1',  # pictures, steps, distances
     '10', '11', '22', '37', '40', '0.001', '0.01', '0.03', '0.05', '0.38', '90', '95'}  # settings, shares
 
 
@@ -78,7 +78,8 @@ def test_pdf_says_the_numbers():
 
 @pytest.mark.parametrize('value, form, text', [
     (0.6034, '.1%', r'60.3\,\%'), (75156, ',d', '75,156'), (-0.25, '+.1f', '$-$0.2'),
-    (1e-14, '.0e', r'$1\cdot10^{-14}$'), ([1.0, 2.0, 3.0], '+.1f', r'$+$2.0\,$\pm$\,1.0')])
+    (1e-14, '.0e', r'$1\cdot10^{-14}$'), ([1.0, 2.0, 3.0], '+.1f', r'$+$2.0\,$\pm$\,1.0'),
+    ([1.03, 1.04, 1.05], '+.1f', r'$+$1.04\,$\pm$\,0.01'), (0.0003, '#.2g', '0.00030')])
 def test_numbers_are_printed_as_latex(value, form, text):
     assert writeup.printed([value, form]) == text
 
@@ -99,6 +100,78 @@ def test_runs_are_those_that_were_planned_and_are_not_repeated(tmp_path, monkeyp
     writeup.train_missing('nowhere')
     assert again == [('DUNet', str(seed)) for seed in writeup.SEEDS]
     assert len(experiments.read_table(writeup.RUNS)) == len(runs)
+
+
+def test_pictures_of_a_training_are_judged_by_the_mean_of_the_colours_and_the_grey_put_back(monkeypatch):
+    """As an untrained network paints them: the probabilities come from its scores by hand."""
+    rgb = np.random.default_rng(2).random((2, 3, 32, 32)).astype(np.float32)
+    grey = rgb.mean(axis=1, keepdims=True)
+    pictures = torch.from_numpy(grey), torch.zeros(2, 1, 32, 32, dtype=torch.int16)
+    monkeypatch.setitem(writeup.PLANNED, 'tiny', (UNet, (), 2, 1, 1))
+    monkeypatch.setattr(writeup, 'training_pictures', lambda *_: (pictures, pictures, rgb))
+    monkeypatch.setattr(writeup, 'train', lambda *_, **settings: [{'epoch': settings['epochs']}])
+    run = writeup.train_short('tiny', 5, 'nowhere')
+
+    torch.manual_seed(5)
+    with torch.no_grad():
+        weights = np.exp(UNet(3, 2, 24).eval()(pictures[0]).numpy())
+    mean = np.einsum('nkhw, kc -> nchw', weights / weights.sum(axis=1, keepdims=True), writeup.COLOURS)
+    back = np.clip(mean + grey - mean.mean(axis=1, keepdims=True), 0, 1)
+    assert run['val_error'] == pytest.approx(np.square(mean - rgb).mean(), rel=1e-4)
+    assert run['val_error_back'] == pytest.approx(np.square(back - rgb).mean(), rel=1e-4)
+    assert run['run'] == 'tiny' and run['seed'] == '5' and run['epoch'] == 1 and run['val_colourfulness'] > 0
+
+
+def made_up_runs(values):
+    """Runs of three seeds, by name: their losses; accuracies are a tenth of them, errors a hundredth."""
+    return [{'run': name, 'seed': str(seed), 'val_loss': str(value), 'val_accuracy': str(value / 10),
+             'val_error_back': str(value / 100), 'val_colourfulness': '20'}
+            for name, losses in values.items() for seed, value in enumerate(losses)]
+
+
+def test_gains_losses_and_errors_of_networks_without_a_part_are_starred(monkeypatch):
+    """With three seeds the t-test has a closed form: p = 1 - t / sqrt(t^2 + 2)."""
+    monkeypatch.setattr(writeup, 'SEEDS', range(3))
+    runs = made_up_runs({
+        'UNet': (2, 2.1, 2.2), 'UNet without upconv1': (2.07, 2.2, 2.33),  # p = 0.029, one of five
+        'UNet without upconv2': (3, 3.11, 3.22),  # t = 175, p = 0.00003
+        'UNet without finalconv': (2.2, 2.2, 2.5), 'UNet without all': (1, 1.11, 1.22),
+        'UNet without middle': (2.2, 2.32, 2.45)})  # t = 15, p = 0.004, times 5: 0.022
+    measured = {f'{cut}{measure}{part}': [0.5, '.1f'] for cut, parts in (
+        ('', ['UNet']), ('Cut', ['UpOne', 'UpTwo', 'Final', 'All', 'Middle'])) for part in parts
+        for measure in ('Accuracy', 'ErrorBack', 'ErrorMeanBack', 'Colourful')}
+    table = writeup.trained_without(runs, measured)['TableCuts']
+    assert [[*map(writeup.printed, row[1:5])] for row in (table[0], table[2], table[5])] == [
+        [r'2.100\,$\pm$\,0.100', r'21.0\,$\pm$\,1.0', '', r'0.021000\,$\pm$\,0.001000'],
+        [r'3.110\,$\pm$\,0.110\rlap{\,*}', r'31.1\,$\pm$\,1.1', r'$+$10.1\,$\pm$\,0.1\rlap{\,*}',
+         r'0.031100\,$\pm$\,0.001100\rlap{\,*}'],
+        [r'2.323\,$\pm$\,0.125\rlap{\,*}', r'23.2\,$\pm$\,1.3', r'$+$2.2\,$\pm$\,0.3\rlap{\,*}',
+         r'0.023233\,$\pm$\,0.001250\rlap{\,*}']]
+    assert [''.join(map(writeup.printed, row[1:5])).count('*') for row in table] == [0, 0, 3, 0, 3, 3]
+    with pytest.raises(InputError, match='UNet was not run with seed 2'):
+        writeup.column(runs[:2], 'UNet', 'val_loss')
+
+
+def test_dilation_is_compared_by_the_differences_of_its_effects(monkeypatch):
+    """With three seeds the t-test has a closed form: p = 1 - t / sqrt(t^2 + 2)."""
+    monkeypatch.setattr(writeup, 'SEEDS', range(3))
+    ends = '', ' without all', ', 8 filters', ', 8 filters, 64x64'
+    effects = dict(zip(ends, ((.1, .1, .4), (1.1, 1.2, 1.6), (.1, .2, .3), (.2, .3, .4))))
+    runs = made_up_runs({f'UNet{end}': (1, 2, 3) for end in ends} | {
+        f'DUNet{end}': [loss + change for loss, change in zip((1, 2, 3), changes)]
+        for end, changes in effects.items()})
+    found = writeup.trained_with_dilation(runs)
+    label, (changes, _), (chance, _), *_ = found['TableDilation'][1]
+    assert label == '32 filters, no skip connections' and changes == pytest.approx([1.1, 1.2, 1.6])
+    t = 1.3 / (0.07 / 3) ** 0.5  # the variance of 1.1, 1.2 and 1.6 is 0.07
+    assert chance == pytest.approx(4 * (1 - t / (t ** 2 + 2) ** 0.5))
+    skips, enlarged, filters = found['TableContrasts']
+    assert skips[1][0] == pytest.approx([-1, -1.1, -1.2])
+    t = 1.1 / (0.01 / 3) ** 0.5
+    assert skips[2][0] == pytest.approx(3 * (1 - t / (t ** 2 + 2) ** 0.5))
+    assert skips[3][0] == pytest.approx([-10, -11, -12]) and skips[4][0] == pytest.approx(skips[2][0])
+    assert enlarged[1][0] == pytest.approx([0.1] * 3)
+    assert filters[1][0] == pytest.approx([0, 0.1, -0.1]) and filters[2][0] == 1
 
 
 def test_missing_latex_is_said_in_one_line_and_leaves_the_pdf(monkeypatch):
@@ -185,6 +258,19 @@ def test_radius_holds_the_share_of_the_energy():
     energy = np.zeros((2 * writeup.REACH + 1,) * 2)
     energy[writeup.REACH, writeup.REACH], energy[writeup.REACH + 3, writeup.REACH - 4] = 0.6, 0.4
     assert writeup.radius(energy, 0.5) == 0 and writeup.radius(energy, 0.9) == 5
+
+
+def test_maps_are_drawn_that_vary_inside_and_their_gaps_are_of_a_colour_of_their_own():
+    maps = torch.zeros(10, 8, 8)
+    maps[:2, 0] = 9.0  # black but for the rim
+    maps[2:, 3, 4] = torch.arange(1.0, 9.0)
+    maps[9, :, 0] = 100.0
+    picture = writeup.liveliest_maps(maps)
+    assert picture.shape == (8, 8 * 9 - 1, 3)
+    tiles = [picture[:, 9 * i:9 * i + 8] for i in range(8)]
+    assert all((tile[3, 4] == 1).all() and tile.min() == 0 for tile in tiles)
+    assert all(tile[:, 1:].sum() == 3 for tile in tiles) and (tiles[7][:, 0] == 1).all()
+    assert (picture[:, 8::9] == writeup.GAP).all() and len(set(writeup.GAP)) == 3
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from scipy.stats import ttest_rel
+from scipy.stats import ttest_1samp
 
 HERE = Path(__file__).resolve().parent
 ROOT, RESULTS, FIGURES = HERE.parent.parent, HERE / 'results', HERE / 'figures'
@@ -62,6 +62,7 @@ SKIPS = {'upconv1': 'rfconv', 'upconv2': 'upconv1', 'finalconv': 'upconv2'}
 COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
 
 SEEDS = range(9)
+PAINTED_SEEDS = range(3)  # the runs whose pictures were measured, too
 SHORT = {'schedule': 'onecycle', 'learn_rate': 0.03, 'batch_size': 16}  # as in experiments.py
 PLANNED = {  # by name: the network, what is cut from it, filters, epochs, enlargement of the pictures
     'UNet': (UNet, (), 32, 3, 1),
@@ -101,15 +102,15 @@ def cut(model, what, replacement=0.0):
 
 
 def training_pictures(data, enlargement=1):
-    """The training horses less 500, and those 500: pairs of grey pictures and colour numbers."""
-    def grey_and_cats(pictures):
+    """The training horses less 500, and those 500: grey pictures and colour numbers; the 500 in RGB."""
+    sets = []
+    for pictures in hold_out(load_cifar10(data)[0], 500):
         rgb, _ = process(*pictures)
         if enlargement > 1:
             rgb = F.interpolate(torch.from_numpy(rgb), scale_factor=enlargement, mode='bilinear').numpy()
         cats = get_rgb_cat(rgb, COLOURS).astype(np.int16)
-        return torch.from_numpy(rgb.mean(axis=1, keepdims=True)), torch.from_numpy(cats)
-
-    return [grey_and_cats(pictures) for pictures in hold_out(load_cifar10(data)[0], 500)]
+        sets.append((torch.from_numpy(rgb.mean(axis=1, keepdims=True)), torch.from_numpy(cats)))
+    return *sets, rgb
 
 
 def train_short(name, seed, data):
@@ -119,11 +120,15 @@ def train_short(name, seed, data):
     model = make(3, num_filters, 24).to(memory_format=torch.channels_last)
     for what in cuts:
         cut(model, what)
+    train_set, valid_set, rgb = training_pictures(data, enlargement)
     with tempfile.TemporaryDirectory() as folder:
-        history = train(model, classification, *training_pictures(data, enlargement),
+        history = train(model, classification, train_set, valid_set,
                         about={'model': name, 'data': 'the horses of CIFAR-10'}, outdir=Path(folder),
                         checkpoint=Path(folder, 'weights.pkl'), epochs=epochs, seed=seed, **SHORT)
-    return {'run': name, 'seed': str(seed)} | history[-1]
+    painted = paint(outputs(model.eval(), valid_set[0]), 1)
+    (error, _), (back, _), (colourful, _) = judge_one(painted, rgb, valid_set[0].numpy())
+    return {'run': name, 'seed': str(seed)} | history[-1] | {
+        'val_error': error, 'val_error_back': back, 'val_colourfulness': colourful}
 
 
 def begin_worker(threads):
@@ -213,9 +218,9 @@ def checksums_of_weights():
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
-def judge_one(pictures, h):
+def judge_one(pictures, rgb, grey):
     """Error, error with the grey of the input put back, and colourfulness: cells of a table."""
-    own, back = measure_pictures({'own': pictures, 'back': put_grey_back(pictures, h.grey)}, h.rgb).values()
+    own, back = measure_pictures({'own': pictures, 'back': put_grey_back(pictures, grey)}, rgb).values()
     return [[own['mean_squared_error'], ERROR], [back['mean_squared_error'], ERROR],
             [own['colourfulness'], COLOURFUL]]
 
@@ -262,7 +267,7 @@ def judge_networks(h):
                 **{name: paint(h.scores[name]) for name in ('Table', *SHIPPED)},
                 'Floor': get_cat_rgb(h.cats.numpy(), COLOURS), 'Truth': h.rgb}
     for name, painted in pictures.items():
-        error, back, colourful = judge_one(painted, h)
+        error, back, colourful = judge_one(painted, h.rgb, h.grey)
         found |= {f'Error{name}': error, f'ErrorBack{name}': back, f'Colourful{name}': colourful}
         cells = {'Truth': ['', '', '', '', colourful], 'Grey': ['', '', error, '', colourful]}.get(
             name, ['', '', error, back, colourful])
@@ -270,7 +275,7 @@ def judge_networks(h):
         if name in (*MODELS, 'Table'):
             loss, accuracy = classification(h.scores[name], h.cats).values()
             cells[:2] = [loss.item(), LOSS], [accuracy.item(), SHARE]
-            means = judge_one(paint(h.scores[name], 1), h)
+            means = judge_one(paint(h.scores[name], 1), h.rgb, h.grey)
             found |= {f'Loss{name}': cells[0], f'Accuracy{name}': cells[1]}
             found |= dict(zip((f'ErrorMean{name}', f'ErrorMeanBack{name}', f'ColourfulMean{name}'), means))
         table.append([LABELS.get(name, name), *cells, *means])
@@ -447,13 +452,14 @@ def compare_edges(h):
     return found | {'TableEdges': table}
 
 
+CUT_MEASURES = 'Accuracy', 'ErrorBack', 'ErrorMeanBack', 'Colourful'
 CUTS = {**{LETTERS[stage]: (stage,) for stage in SKIPS}, 'All': tuple(SKIPS), 'Middle': ('middle',)}
 
 
 def cut_at_evaluation(h):
     """C.3: the trained UNet, with the maps of a skip connection or of the middle replaced by their means."""
     model = h.networks['UNet']
-    _, maps = record_activations(model, h.x[:200])
+    _, maps = record_activations(model, h.x)
     brought = {'upconv1': maps['downconv2'], 'upconv2': maps['downconv1'], 'finalconv': h.x,
                'middle': maps['rfconv']}
     found = {}
@@ -462,10 +468,12 @@ def cut_at_evaluation(h):
         scores = outputs(model, h.x)
         for hook in hooks:
             hook.remove()
-        _, back, colourful = judge_one(paint(scores), h)
+        _, back, colourful = judge_one(paint(scores), h.rgb, h.grey)
         found |= {f'CutAccuracy{name}': [classification(scores, h.cats)['accuracy'].item(), SHARE],
-                  f'CutErrorBack{name}': back, f'CutColourful{name}': colourful}
-    return found
+                  f'CutErrorBack{name}': back, f'CutColourful{name}': colourful,
+                  f'CutErrorMeanBack{name}': judge_one(paint(scores, 1), h.rgb, h.grey)[1]}
+    whole = judge_one(paint(h.scores['UNet']), h.rgb, h.grey)[2][0]
+    return found | {'CutColourfulLost': [1 - found['CutColourfulMiddle'][0] / whole, '.0%']}
 
 
 # ---------------------------------------------------------------------------
@@ -626,6 +634,21 @@ def compare_with_dilation(h):
 # ---------------------------------------------------------------------------
 
 SHOWN_HORSE, SHOWN_MAPS = 6, 8  # of the test horses: brown, on a meadow; and of each stage
+GAP = 0.35, 0.55, 0.9  # a colour that no map has
+
+
+def liveliest_maps(maps):
+    """Some of the maps [C, H, W] as one picture, whose gaps are blue: those that vary most.
+
+    They are chosen and scaled by what they show within a rim of an eighth, where no padding is seen.
+    """
+    rim = maps.shape[1] // 8
+    inner = maps[:, rim:-rim, rim:-rim]
+    chosen = inner.std(dim=(1, 2)).topk(SHOWN_MAPS).indices.sort().values
+    shown = (maps[chosen] / inner[chosen].amax(dim=(1, 2), keepdim=True)).clamp(max=1)
+    picture = mosaic(shown[:, None].numpy(), SHOWN_MAPS)
+    gaps = mosaic(np.zeros_like(shown[:, None]), SHOWN_MAPS)
+    return np.where(gaps == 1, GAP, picture)
 
 
 def roughness(maps):
@@ -645,9 +668,7 @@ def compare_activations(h):
         panels[name] = [(f'{name}: input, truth, output', mosaic(np.stack([grey, *colours]), SHOWN_MAPS))]
         for stage in STAGES:
             m = maps[stage]
-            shown = m[SHOWN_HORSE, m[SHOWN_HORSE].std(dim=(1, 2)).topk(SHOWN_MAPS).indices.sort().values]
-            shown = shown / shown.amax(dim=(1, 2), keepdim=True)
-            panels[name].append((f'{name}: {stage}', mosaic(shown[:, None].numpy(), SHOWN_MAPS)))
+            panels[name].append((f'{name}: {stage}', liveliest_maps(m[SHOWN_HORSE])))
             if stage.startswith('up'):  # each value stands there four times
                 m = m[:, :, ::2, ::2]
             alive = m.amax(dim=(0, 2, 3)) > 0
@@ -723,47 +744,78 @@ def trained(measured):
         found |= {f'CurveTrain{name}': [float(record['train_loss']), LOSS],
                   f'CurveLoss{name}': [float(record['val_loss']), LOSS],
                   f'CurveAccuracy{name}': [float(record['val_accuracy']), SHARE]}
-
-    def column(name, measure, factor=1):
-        values = experiments.by_seed([run for run in runs if run['run'] == name], measure, SEEDS, name)
-        return [factor * value for value in values]
-
-    def gain(name, first):
-        """In points, seed by seed."""
-        pair = (column(run, 'val_accuracy', 100) for run in (name, first))
-        return [a - b for a, b in zip(*pair, strict=True)]
-
-    def cells(name):
-        return [[column(name, 'val_loss'), '.3f'], [column(name, 'val_accuracy', 100), '.1f']]
-
-    table = [['nothing', *cells('UNet'), '', measured['AccuracyUNet'], measured['ErrorBackUNet'],
-              measured['ColourfulUNet']]]
-    for what, label in (('upconv1', '\\texttt{downconv2} to \\texttt{upconv1}'),
-                        ('upconv2', '\\texttt{downconv1} to \\texttt{upconv2}'),
-                        ('finalconv', 'input to \\texttt{finalconv}'), ('all', 'all three'),
-                        ('middle', '\\texttt{rfconv} to \\texttt{upconv1}')):
-        name, letters = f'UNet without {what}', LETTERS.get(what, what.title())
-        found[f'TrainedCut{letters}'] = [gain(name, 'UNet'), '+.1f']
-        table.append([label, *cells(name), found[f'TrainedCut{letters}'],
-                      *(measured[f'Cut{measure}{letters}']
-                        for measure in ('Accuracy', 'ErrorBack', 'Colourful'))])
-    found |= {'TableCuts': table, 'GainUNet': [gain('UNet', 'CNN'), '+.1f'],
-              'GainWider': [gain('CNN, 37 filters', 'CNN'), '+.1f']}
     for name, model in ('CNN', CNN(3, 32, 24)), ('UNet', UNet(3, 32, 24)), ('Wider', CNN(3, 37, 24)):
         found[f'Parameters{name}'] = [sum(p.numel() for p in model.parameters()), ',d']
+    for name, run in ('UNet', 'UNet'), ('Wider', 'CNN, 37 filters'):
+        found[f'Gain{name}'] = [difference(runs, run, 'CNN', 'val_accuracy'), '+.1f']
+    return found | trained_without(runs, measured) | trained_with_dilation(runs)
 
-    table, ends = [], {
-        '32 filters': '', '32 filters, no skip connections': ' without all', '8 filters': ', 8 filters',
-        '8 filters, enlarged to $64\\times64$': ', 8 filters, 64x64'}
-    for label, end in ends.items():
-        row = [label]
-        for measure, factor, form, finer in (('val_loss', 1, '.3f', '+.4f'),
-                                             ('val_accuracy', 100, '.1f', '+.2f')):
-            pair = [column(f'{name}{end}', measure, factor) for name in ('DUNet', 'UNet')]
-            chance = min(1, len(ends) * ttest_rel(*pair).pvalue)
-            row += [[pair[1], form], [[a - b for a, b in zip(*pair)], finer], [chance, '.2g']]
-        table.append(row)
-    return found | {'TableDilation': table, 'DilatedLoss': table[0][2], 'DilatedAccuracy': table[0][5]}
+
+def column(runs, name, measure):
+    """What runs of that name reached, by seed; accuracies in percent."""
+    factor = 100 if measure == 'val_accuracy' else 1
+    seeds = PAINTED_SEEDS if measure in ('val_error_back', 'val_colourfulness') else SEEDS
+    measured = [run for run in runs if run['run'] == name and run[measure]]
+    return [factor * value for value in experiments.by_seed(measured, measure, seeds, name)]
+
+
+def difference(runs, name, first, measure):
+    """Between runs of the same seed."""
+    return [a - b for a, b in zip(column(runs, name, measure), column(runs, first, measure), strict=True)]
+
+
+def trained_without(runs, measured):
+    """C.3: the UNet trained without a part, and beside it the trained UNet that this part is cut from."""
+    found, whole = {}, [measured[f'{measure}UNet'] for measure in CUT_MEASURES]
+    table = [['nothing', [column(runs, 'UNet', 'val_loss'), '.3f'],
+              [column(runs, 'UNet', 'val_accuracy'), '.1f'], '',
+              [column(runs, 'UNet', 'val_error_back'), '.6f'], *whole]]
+    parts = {'upconv1': '\\texttt{downconv2} to \\texttt{upconv1}',
+             'upconv2': '\\texttt{downconv1} to \\texttt{upconv2}',
+             'finalconv': 'input to \\texttt{finalconv}', 'all': 'all three',
+             'middle': '\\texttt{rfconv} to \\texttt{upconv1}'}
+    for what, label in parts.items():
+        name, letters = f'UNet without {what}', LETTERS.get(what, what.title())
+
+        def starred(measure, form, values=None):
+            values = column(runs, name, measure) if values is None else values
+            star = experiments.star(column(runs, name, measure), column(runs, 'UNet', measure), len(parts))
+            return as_latex(experiments.spread(values, form) + star)
+        gain = difference(runs, name, 'UNet', 'val_accuracy')
+        found[f'TrainedCut{letters}'] = [gain, '+.1f']
+        table.append([label, starred('val_loss', '.3f'), [column(runs, name, 'val_accuracy'), '.1f'],
+                      starred('val_accuracy', '+.1f', gain), starred('val_error_back', '.6f'),
+                      *(measured[f'Cut{measure}{letters}'] for measure in CUT_MEASURES)])
+    for letters, name in ('UNet', 'UNet'), ('Middle', 'UNet without middle'), ('All', 'UNet without all'):
+        found |= {f'TrainedBack{letters}': [np.mean(column(runs, name, 'val_error_back')), ERROR],
+                  f'TrainedColourful{letters}': [np.mean(column(runs, name, 'val_colourfulness')), COLOURFUL]}
+    return found | {'TableCuts': table}
+
+
+def trained_with_dilation(runs):
+    """G.2: what dilation changes, and whether it changes more in one case than in another."""
+    ends = {'32 filters': '', '32 filters, no skip connections': ' without all',
+            '8 filters': ', 8 filters', '8 filters, enlarged to $64\\times64$': ', 8 filters, 64x64'}
+    contrasts = {'with skip connections minus without': ('', ' without all'),
+                 'enlarged minus not enlarged': (', 8 filters, 64x64', ', 8 filters'),
+                 '8 filters minus 32': (', 8 filters', '')}
+    tables = {'TableDilation': [[label] for label in ends],
+              'TableContrasts': [[label] for label in contrasts]}
+
+    def change(end, measure):
+        return difference(runs, f'DUNet{end}', f'UNet{end}', measure)
+
+    def add(row, values, form, comparisons):
+        row += [[values, form], [min(1, comparisons * ttest_1samp(values, 0).pvalue), '#.2g']]
+
+    for measure, form in ('val_loss', '+.4f'), ('val_accuracy', '+.2f'):
+        for row, end in zip(tables['TableDilation'], ends.values()):
+            add(row, change(end, measure), form, len(ends))
+        for row, pair in zip(tables['TableContrasts'], contrasts.values()):
+            more = [a - b for a, b in zip(*(change(end, measure) for end in pair))]
+            add(row, more, form, len(contrasts))
+    return tables | {'DilatedLoss': tables['TableDilation'][0][1],
+                     'DilatedAccuracy': tables['TableDilation'][0][3]}
 
 
 def tables_of_part_f():
@@ -775,17 +827,26 @@ def tables_of_part_f():
         cells = [line.strip('|').split('|')[:-1] for line in lines if 'float32' not in line]  # less training
         found[name] = [[as_latex(cell.strip()) for cell in row] for row in cells]
     for name, label in (('GainPrior', '766 entries'), ('GainOfBatches', 'batches of 100'),
-                        ('GainOfBatchesSteps', 'batches of 100, as many steps')):
+                        ('GainOfBatchesSteps', 'batches of 100, as many steps'),
+                        ('GainOfConstant', 'constant 0.001, as in the course'),
+                        ('GainOfPeak', 'peak of 0.001')):
         gain, = (experiments.table(first, rows, seeds, runs).split(f'| {label} |')[1].split('|')[2]
                  for first, rows, seeds, _ in experiments.TABLES.values() if label in rows)
         found[name] = as_latex(gain.strip(' *'))
-    return found
+    first, rows, seeds, _ = experiments.TABLES['F.2: hyperparameters']
+    losses = []
+    for changes in rows['batches of 100, as many steps'], {}:
+        command = experiments.command_of(first | changes)
+        losses.append(experiments.by_seed([run for run in runs if run['command'] == command], 'val_loss',
+                                          seeds, command))
+    return found | {'LossOfBatchesSteps': [[a - b for a, b in zip(*losses)], '+.3f']}
 
 
 def as_latex(text):
     """A number or a label as it stands in the text."""
     text = re.sub(r'^(.*)e([-+])0*(\d+)$', r'$\1\\cdot10^{\2\3}$', text) if 'e-' in text else text
     text = re.sub(r'(?<![\w.$^{])([-+])(?=\d)', r'$\1$', text)
+    text = text.replace(' *', r'\rlap{\,*}')  # a star takes no room, so that columns stay centred
     return text.replace('%', r'\,\%').replace(' ± ', r'\,$\pm$\,').replace('_', r'\_')
 
 
@@ -810,6 +871,9 @@ def all_numbers():
                              found[f'Loss{name}'], found[f'Accuracy{name}'],
                              found[f'PriorLoss{name}'], found[f'PriorAccuracy{name}']]
                             for name in MODELS]
+    for name in MODELS:
+        found |= {f'CourseLoss{name}': [course[name]['loss'], LOSS],
+                  f'CourseAccuracy{name}': [course[name]['accuracy'], SHARE]}
     found['CourseErrorRegression'] = [course['RegressionCNN']['mean_squared_error'], ERROR]
     return found | tables_of_part_f()
 
