@@ -21,8 +21,8 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from colourization import (IMAGE_CHECKPOINT, SHOWN, UNet, colourfulness, colourize,  # noqa: E402
-                           draw_pictures, measure_pictures, load_model, mosaic, process, psnr, put_grey_back, run,
-                           scores_to_rgb)
+                           draw_pictures, load_model, measure_pictures, mosaic, process, psnr,
+                           put_grey_back, run, scores_to_rgb)
 from load_data import InputError, check_writable, load_cifar10  # noqa: E402
 
 ANNEALED = 0.38  # the temperature of Zhang, Isola and Efros (2016)

@@ -919,7 +919,8 @@ def typeset():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--data', default=ROOT / 'data', help='where CIFAR-10 is (default: data/)')
-    parser.add_argument('--jobs', type=number_type(int, 1), default=1, help='trainings at a time (default: 1)')
+    parser.add_argument('--jobs', type=number_type(int, 1), default=1,
+                        help='trainings at a time (default: 1)')
     parser.add_argument('--only', choices=['macros'],
                         help='do not measure: make the macros and the PDF from the result files')
     parser.add_argument('--no-pdf', action='store_true', help='do without LaTeX')
