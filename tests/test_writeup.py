@@ -175,6 +175,20 @@ def test_dilation_is_compared_by_the_differences_of_its_effects(monkeypatch):
     assert filters[1][0] == pytest.approx([0, 0.1, -0.1]) and filters[2][0] == 1
 
 
+def test_numbers_of_the_text_agree_with_the_tables_that_they_are_from():
+    numbers, page = writeup.all_numbers(), experiments.PAGE.read_text()
+    rows = dict(re.findall(r'\| (.+?) \| (\d\.\d{3}) ± .*', page.split('## F.2')[1].split('## ')[0]))
+    first, *_ = rows.values()
+    steps, _ = numbers['LossOfBatchesSteps']
+    assert np.mean(steps) == pytest.approx(
+        float(rows['batches of 100, as many steps']) - float(first), abs=0.0011)
+    for name, label in ('GainOfConstant', 'constant 0.001, as in the course'), ('GainOfPeak', 'peak of 0.001'):
+        gain = re.search(rf'^\| {label} \|.*\| (.+?) \* \|', page, re.MULTILINE)[1]
+        assert numbers[name] == gain.replace('-', '$-$').replace(' ± ', r'\,$\pm$\,')
+    assert numbers['CutColourfulLost'][0] == pytest.approx(
+        1 - numbers['CutColourfulMiddle'][0] / numbers['ColourfulUNet'][0])
+
+
 def test_missing_latex_is_said_in_one_line_and_leaves_the_pdf(monkeypatch):
     before = writeup.PDF.read_bytes()
     monkeypatch.setenv('PATH', '')
