@@ -182,7 +182,8 @@ def test_numbers_of_the_text_agree_with_the_tables_that_they_are_from():
     steps, _ = numbers['LossOfBatchesSteps']
     assert np.mean(steps) == pytest.approx(
         float(rows['batches of 100, as many steps']) - float(first), abs=0.0011)
-    for name, label in ('GainOfConstant', 'constant 0.001, as in the course'), ('GainOfPeak', 'peak of 0.001'):
+    rates = {'GainOfConstant': 'constant 0.001, as in the course', 'GainOfPeak': 'peak of 0.001'}
+    for name, label in rates.items():
         gain = re.search(rf'^\| {label} \|.*\| (.+?) \* \|', page, re.MULTILINE)[1]
         assert numbers[name] == gain.replace('-', '$-$').replace(' ± ', r'\,$\pm$\,')
     assert numbers['CutColourfulLost'][0] == pytest.approx(
