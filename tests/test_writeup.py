@@ -132,6 +132,7 @@ def made_up_runs(values):
 def test_gains_losses_and_errors_of_networks_without_a_part_are_starred(monkeypatch):
     """With three seeds the t-test has a closed form: p = 1 - t / sqrt(t^2 + 2)."""
     monkeypatch.setattr(writeup, 'SEEDS', range(3))
+    monkeypatch.setattr(writeup, 'PAINTED_SEEDS', range(3))
     runs = made_up_runs({
         'UNet': (2, 2.1, 2.2), 'UNet without upconv1': (2.07, 2.2, 2.33),  # p = 0.029, one of five
         'UNet without upconv2': (3, 3.11, 3.22),  # t = 175, p = 0.00003
@@ -155,8 +156,8 @@ def test_gains_losses_and_errors_of_networks_without_a_part_are_starred(monkeypa
 def test_dilation_is_compared_by_the_differences_of_its_effects(monkeypatch):
     """With three seeds the t-test has a closed form: p = 1 - t / sqrt(t^2 + 2)."""
     monkeypatch.setattr(writeup, 'SEEDS', range(3))
-    ends = '', ' without all', ', 8 filters', ', 8 filters, 64x64'
-    effects = dict(zip(ends, ((.1, .1, .4), (1.1, 1.2, 1.6), (.1, .2, .3), (.2, .3, .4))))
+    ends = '', ' without all', ', 8 filters', ', 8 filters, 2 epochs', ', 8 filters, 64x64'
+    effects = dict(zip(ends, ((.1, .1, .4), (1.1, 1.2, 1.6), (.1, .2, .3), (.1, .1, .2), (.2, .3, .3))))
     runs = made_up_runs({f'UNet{end}': (1, 2, 3) for end in ends} | {
         f'DUNet{end}': [loss + change for loss, change in zip((1, 2, 3), changes)]
         for end, changes in effects.items()})
@@ -164,14 +165,29 @@ def test_dilation_is_compared_by_the_differences_of_its_effects(monkeypatch):
     label, (changes, _), (chance, _), *_ = found['TableDilation'][1]
     assert label == '32 filters, no skip connections' and changes == pytest.approx([1.1, 1.2, 1.6])
     t = 1.3 / (0.07 / 3) ** 0.5  # the variance of 1.1, 1.2 and 1.6 is 0.07
-    assert chance == pytest.approx(4 * (1 - t / (t ** 2 + 2) ** 0.5))
+    assert chance == pytest.approx(5 * (1 - t / (t ** 2 + 2) ** 0.5))
     skips, enlarged, filters = found['TableContrasts']
     assert skips[1][0] == pytest.approx([-1, -1.1, -1.2])
     t = 1.1 / (0.01 / 3) ** 0.5
     assert skips[2][0] == pytest.approx(3 * (1 - t / (t ** 2 + 2) ** 0.5))
     assert skips[3][0] == pytest.approx([-10, -11, -12]) and skips[4][0] == pytest.approx(skips[2][0])
-    assert enlarged[1][0] == pytest.approx([0.1] * 3)
+    assert enlarged[1][0] == pytest.approx([0.1, 0.2, 0.1])
     assert filters[1][0] == pytest.approx([0, 0.1, -0.1]) and filters[2][0] == 1
+
+
+def test_numbers_of_the_text_agree_with_the_tables_that_they_are_from():
+    numbers, page = writeup.all_numbers(), experiments.PAGE.read_text()
+    rows = dict(re.findall(r'\| (.+?) \| (\d\.\d{3}) ± .*', page.split('## F.2')[1].split('## ')[0]))
+    first, *_ = rows.values()
+    steps, _ = numbers['LossOfBatchesSteps']
+    assert np.mean(steps) == pytest.approx(
+        float(rows['batches of 100, as many steps']) - float(first), abs=0.0011)
+    rates = {'GainOfConstant': 'constant 0.001, as in the course', 'GainOfPeak': 'peak of 0.001'}
+    for name, label in rates.items():
+        gain = re.search(rf'^\| {label} \|.*\| (.+?) \* \|', page, re.MULTILINE)[1]
+        assert numbers[name] == gain.replace('-', '$-$').replace(' ± ', r'\,$\pm$\,')
+    assert numbers['CutColourfulLost'][0] == pytest.approx(
+        1 - numbers['CutColourfulMiddle'][0] / numbers['ColourfulUNet'][0])
 
 
 def test_missing_latex_is_said_in_one_line_and_leaves_the_pdf(monkeypatch):

@@ -62,7 +62,7 @@ SKIPS = {'upconv1': 'rfconv', 'upconv2': 'upconv1', 'finalconv': 'upconv2'}
 COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
 
 SEEDS = range(9)
-PAINTED_SEEDS = range(3)  # the runs whose pictures were measured, too
+PAINTED_SEEDS = range(4)  # the runs whose pictures were measured, too
 SHORT = {'schedule': 'onecycle', 'learn_rate': 0.03, 'batch_size': 16}  # as in experiments.py
 PLANNED = {  # by name: the network, what is cut from it, filters, epochs, enlargement of the pictures
     'UNet': (UNet, (), 32, 3, 1),
@@ -77,6 +77,8 @@ PLANNED = {  # by name: the network, what is cut from it, filters, epochs, enlar
     'DUNet without all': (DUNet, tuple(SKIPS), 32, 3, 1),
     'UNet, 8 filters': (UNet, (), 8, 4, 1),
     'DUNet, 8 filters': (DUNet, (), 8, 4, 1),
+    'UNet, 8 filters, 2 epochs': (UNet, (), 8, 2, 1),
+    'DUNet, 8 filters, 2 epochs': (DUNet, (), 8, 2, 1),
     'UNet, 8 filters, 64x64': (UNet, (), 8, 2, 2),
     'DUNet, 8 filters, 64x64': (DUNet, (), 8, 2, 2),
 }
@@ -795,9 +797,10 @@ def trained_without(runs, measured):
 def trained_with_dilation(runs):
     """G.2: what dilation changes, and whether it changes more in one case than in another."""
     ends = {'32 filters': '', '32 filters, no skip connections': ' without all',
-            '8 filters': ', 8 filters', '8 filters, enlarged to $64\\times64$': ', 8 filters, 64x64'}
+            '8 filters, 4 epochs': ', 8 filters', '8 filters, 2 epochs': ', 8 filters, 2 epochs',
+            '8 filters, 2 epochs, enlarged to $64\\times64$': ', 8 filters, 64x64'}
     contrasts = {'with skip connections minus without': ('', ' without all'),
-                 'enlarged minus not enlarged': (', 8 filters, 64x64', ', 8 filters'),
+                 'enlarged minus not, 2 epochs': (', 8 filters, 64x64', ', 8 filters, 2 epochs'),
                  '8 filters minus 32': (', 8 filters', '')}
     tables = {'TableDilation': [[label] for label in ends],
               'TableContrasts': [[label] for label in contrasts]}
