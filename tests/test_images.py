@@ -11,6 +11,7 @@ import warnings
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 import torch
 import torch.nn.functional as F
@@ -497,19 +498,15 @@ def test_long_text_in_a_png_does_no_harm(megabytes, international, tmp_path):
     assert picture.grey * 255 == pytest.approx(GREY, abs=1e-4)
 
 
-def test_of_several_pages_the_first_is_coloured(run_script, tmp_path):
+@pytest.mark.parametrize('name, kind, options', [
+    ('a.tif', 'TIFF', {}), ('a.tif', 'TIFF', {'compression': 'tiff_lzw'}), ('a.gif', 'GIF', {}),
+    ('a.png', 'PNG', {}), ('a.webp', 'WEBP', {}), ('a.jpg', 'MPO', {})])
+def test_of_several_pages_the_first_is_coloured(name, kind, options, tmp_path):
+    if kind == 'MPO' and int(PIL.__version__.split('.')[0]) < 11:
+        pytest.skip('an old Pillow writes a broken file')
     pages = [Image.new('RGB', (8, 8), (value,) * 3) for value in (50, 100, 200)]
-    for name, kind in (('a.tif', 'TIFF'), ('g.tif', 'TIFF'), ('b.gif', 'GIF'), ('c.png', 'PNG'),
-                       ('d.webp', 'WEBP'), ('e.jpg', 'MPO')):
-        pages[0].save(tmp_path / name, kind, save_all=True, append_images=pages[1:],
-                      **{'compression': 'tiff_lzw'} if name == 'g.tif' else {})
-    pages[0].save(tmp_path / 'f.tif')
-    done = run_script('colourization.py', '--image', 'a.tif', 'b.gif', 'c.png', 'd.webp', 'e.jpg', 'f.tif',
-                      'g.tif')
-    assert (done.returncode, done.stderr) == (0, '') and len(done.stdout.splitlines()) == 7
-    for name in 'abcdefg':
-        result = np.asarray(Image.open(tmp_path / f'outputs/{name}_colour.png'), float)
-        assert result.mean() == pytest.approx(50, abs=2)
+    pages[0].save(tmp_path / name, kind, save_all=True, append_images=pages[1:], **options)
+    assert read_picture(tmp_path / name).grey * 255 == pytest.approx(50, abs=2)
 
 
 @pytest.mark.parametrize('name, content, raw', [
