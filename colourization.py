@@ -223,8 +223,7 @@ class MyDilatedConv2d(MyConv2d):
     def __init__(self, in_channels, out_channels, kernel_size, dilation=1):
         if kernel_size % 2 == 0 or dilation < 0:
             raise ValueError(f'kernel {kernel_size} must be odd and dilation {dilation} not negative')
-        super().__init__(in_channels, out_channels, kernel_size,
-                         padding=kernel_size // 2 * (dilation + 1))
+        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2 * (dilation + 1))
         self.dilation = dilation
 
     def spread_weight(self):
@@ -447,8 +446,7 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
     stateful = {'model': model, 'learner': learner, 'optimizer': optimizer, 'scheduler': scheduler}
     state_file, was_there = checkpoint.with_name(checkpoint.name + '.resume'), checkpoint.exists()
     history = load_state(state_file, settings, stateful, generator) if resume else []
-    average = AverageOfWeights(model, learner, step=len(history) * steps)
-    resumable = len(history)
+    average, resumable = AverageOfWeights(model, learner, step=len(history) * steps), len(history)
     start = time.time() - (history[-1]['seconds'] if history else 0)
     try:
         for epoch in range(len(history) + 1, epochs + 1):
@@ -911,9 +909,6 @@ def find_weights(value):
     prefix = last[0].partition('finalconv.')[0]  # Lightning's is `model.`
     weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     for name, tensor in weights.items():
-        if re.search(r'\.parametrizations\.|\.(weight|bias)_(g|v|u|orig|mask)$', name):
-            raise InputError(f'its {name:.60} is of weight_norm, spectral_norm or pruning: remove that, then '
-                             f'{SAVE_IT}')
         if not isinstance(tensor, torch.Tensor):
             raise InputError(f'its {name:.60} is no tensor: {SAVE_IT}')
         weights[name] = torch.detach(tensor)
@@ -942,6 +937,9 @@ def read_checkpoint(path):
 def check_weights(weights):
     """Raise InputError if tensors are not plain finite floats, or do not tell the network's size."""
     for name, tensor in weights.items():
+        if re.search(r'\.parametrizations\.|\.(weight|bias)_(g|v|u|orig|mask)$', name):
+            raise InputError(f'its {name:.60} is of weight_norm, spectral_norm or pruning: remove that, then '
+                             f'{SAVE_IT}')
         size = tensor.numel() * tensor.element_size()
         if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != 'cpu':
             raise InputError(f'its {name:.60} is no plain tensor: {SAVE_IT}')
