@@ -11,9 +11,8 @@ the last picture, reach 47.2 % (--model UNet --schedule onecycle -l 0.06 -b 8 -e
     python colourization.py --model UNet --checkpoint unet_k3_f32.pkl      # train
     python colourization.py --help                                         # all else
 
-The assignment comes first: settings, colours, pictures, layers, models, training, evaluation. Below the line
-"The assignment ends here" is what it needs: a prior for the networks, figures, checkpoints, your photographs,
-threads and streams, the command line.
+The assignment comes first, from settings to evaluation. Below the line "The assignment ends here" is what it
+needs: a prior for the networks, figures, checkpoints, photographs, threads and streams, the command line.
 
 Where the questions of the handout are answered in code:
 
@@ -241,7 +240,7 @@ class MyDilatedConv2d(MyConv2d):
 
 
 def takes_channels_last(device: torch.device):
-    """Whether this layout is the faster one; on Apple's GPU it gives wrong gradients (pytorch issue 181411)."""
+    """Whether this layout is faster there; on Apple's GPU gradients are wrong (pytorch issue 181411)."""
     return device.type in ('cpu', 'cuda')
 
 

@@ -59,7 +59,7 @@ MAX_COLOURS = 256  # the last layer grows with their square, and the scores take
 (SUBFILE, BITS, PHOTOMETRIC, MAKER, ORIENTATION, SUB_IFDS, DNG_VERSION) = 254, 258, 262, 271, 274, 330, 50706
 TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientation: the transpose() that mends it
 MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first four are (a) to (d) of F.1
-ASYNCHRONOUS = 'cuda',  # copies may overlap with work; on Apple's GPU they may be broken (pytorch issue 139550)
+ASYNCHRONOUS = 'cuda',  # copies may overlap with work; on Apple's GPU they break (pytorch issue 139550)
 ZOOM = 0.25  # at most a quarter closer or farther
 
 
