@@ -133,6 +133,19 @@ def test_closed_pipe_of_any_system_ends_without_a_word(number, monkeypatch, caps
 # ---- What a container tells -------------------------------------------------------------------------------
 
 
+def threads_of_a_busy_machine(monkeypatch, quota):
+    """Eight, and those that are chosen instead, where three of eight cores are at work."""
+    monkeypatch.setattr(colourization, 'QUOTA', quota)
+    monkeypatch.setattr(colourization, 'START', (0, None))
+    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
+    monkeypatch.setattr(os, 'getloadavg', lambda: (3, 0, 0), raising=False)
+    chosen = [8]
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: chosen[-1])
+    monkeypatch.setattr(torch, 'set_num_threads', chosen.append)
+    colourization.choose_threads()
+    return chosen
+
+
 @pytest.mark.parametrize('content', [
     b'', b'max', b'max 100000', b'100000 100000 1', b'100000 0', b'-1 100000', b'100000 -1', b'nan 1',
     b'\xff\xfe', None])
@@ -140,30 +153,14 @@ def test_quota_that_cannot_be_understood_is_ignored(content, tmp_path, monkeypat
     path = tmp_path / 'cpu.max'
     path.mkdir() if content is None else path.write_bytes(content)
     monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
-    monkeypatch.setattr(colourization, 'QUOTA', path)
-    monkeypatch.setattr(colourization, 'START', (0, None))
-    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
-    monkeypatch.setattr(os, 'getloadavg', lambda: (3, 0, 0), raising=False)
-    chosen = [8]
-    monkeypatch.setattr(torch, 'get_num_threads', lambda: chosen[-1])
-    monkeypatch.setattr(torch, 'set_num_threads', chosen.append)
-    colourization.choose_threads()
-    assert chosen == [8, 5]
+    assert threads_of_a_busy_machine(monkeypatch, path) == [8, 5]
 
 
 @pytest.mark.parametrize('value, expected', [('', 5), ('abc', 5), ('0', 5), ('-2', 5), ('1.5', 5),
                                              (' 8 ', 8), ('8', 8)])
 def test_only_a_number_of_threads_is_one(value, expected, monkeypatch, tmp_path):
     monkeypatch.setenv('OMP_NUM_THREADS', value)
-    monkeypatch.setattr(colourization, 'QUOTA', tmp_path / 'none')
-    monkeypatch.setattr(colourization, 'START', (0, None))
-    monkeypatch.setattr(os, 'cpu_count', lambda: 8)
-    monkeypatch.setattr(os, 'getloadavg', lambda: (3, 0, 0), raising=False)
-    chosen = [8]
-    monkeypatch.setattr(torch, 'get_num_threads', lambda: chosen[-1])
-    monkeypatch.setattr(torch, 'set_num_threads', chosen.append)
-    colourization.choose_threads()
-    assert chosen[-1] == expected
+    assert threads_of_a_busy_machine(monkeypatch, tmp_path / 'none')[-1] == expected
 
 
 def test_read_only_file_system_names_the_file_and_not_a_hidden_one(tmp_path, monkeypatch):
