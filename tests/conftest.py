@@ -1,5 +1,6 @@
 """What several tests share: the scripts as a user runs them, and the real data where it is."""
 
+import functools
 import io
 import os
 import runpy
@@ -8,6 +9,7 @@ import struct
 import subprocess
 import sys
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,11 +20,14 @@ ROOT = Path(__file__).resolve().parent.parent
 WRITEUP = ROOT / 'outputs/writeup'
 sys.path[:0] = [str(ROOT), str(WRITEUP)]
 
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from matplotlib.figure import Figure  # noqa: E402
 
 import colourization  # noqa: E402
 import load_data  # noqa: E402
+from load_data import load_sample  # noqa: E402
 
 
 COURSE = ['MyConv2d', 'MyDilatedConv2d', 'CNN', 'UNet', 'DilatedUNet']
@@ -127,13 +132,18 @@ class Runs:
 
 
 def training(tmp_path, make=colourization.UNet, *, seed=0, **changes):
-    """Train a small network on ten pictures of noise; returns the weights that its checkpoint has."""
+    """Train a small network on ten pictures of noise; returns the weights that its checkpoint has.
+
+    Its curves, which take longer than the training, are not drawn: only their title is written.
+    """
     settings = {'batch_size': 4, 'epochs': 2, 'float32': True} | changes
     torch.manual_seed(seed)
     data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
-    colourization.train(make(3, 4, 5), colourization.classification, data, data,
-                        about={'model': make.__name__, 'data': 'sample pictures'},
-                        checkpoint=tmp_path / 'w.pkl', outdir=tmp_path, seed=seed, **settings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(colourization, 'draw_curves', lambda history, path, title: path.write_text(title))
+        colourization.train(make(3, 4, 5), colourization.classification, data, data,
+                            about={'model': make.__name__, 'data': 'sample pictures'},
+                            checkpoint=tmp_path / 'w.pkl', outdir=tmp_path, seed=seed, **settings)
     return torch.load(tmp_path / 'w.pkl', weights_only=True)
 
 
@@ -143,6 +153,12 @@ def obey_ctrl_c():
 
 
 unix_only = pytest.mark.skipif(os.name == 'nt', reason='Windows has no such pipes, links, signals or devices')
+
+
+def near(array, expected, distance):
+    """Whether an array has the shape of another (or that is a number), and is nowhere farther from it."""
+    return (np.shape(expected) in ((), np.shape(array))
+            and np.abs(np.subtract(array, expected)).max() <= distance)
 
 
 def fails(done, status, *words):
@@ -168,6 +184,25 @@ def peak_memory(folder, script, *arguments):
     return int(done.stdout.split()[-1]) * unit
 
 
+@contextmanager
+def full_disk(room):
+    """No file can grow beyond so many bytes."""
+    resource = pytest.importorskip('resource', reason='limits files on Unix only')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@functools.cache
+def part_of_sample():
+    """What --data sample gives, but with 300 pictures to train on and 100 to validate on."""
+    (xs, ys), (x_test, y_test) = load_sample()
+    return (xs[:300], ys[:300]), (x_test[:100], y_test[:100])
+
+
 @pytest.fixture
 def start_script(tmp_path):
     """Run a script of the project as a process in an empty folder; returns it when it has finished.
@@ -184,10 +219,9 @@ def start_script(tmp_path):
 def run_script(tmp_path, monkeypatch):
     """Like `start_script`, but in this process, which spares the seconds that the imports take.
 
-    And --data sample trains on a part of it.
+    And --data sample gives a part of it, and figures are files of a few bytes unless `draw` says otherwise.
     """
-    (xs, ys), test = load_data.load_sample()
-    def run(script, *arguments):
+    def run(script, *arguments, draw=False):
         out, err = (io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in range(2))
         status = 0
         with monkeypatch.context() as patch:
@@ -195,7 +229,9 @@ def run_script(tmp_path, monkeypatch):
             patch.setattr(sys, 'argv', [str(ROOT / script), *map(str, arguments)])
             patch.setattr(sys, 'stdout', out)
             patch.setattr(sys, 'stderr', err)
-            patch.setattr(load_data, 'load_sample', lambda: ((xs[:500], ys[:500]), test))
+            patch.setattr(load_data, 'load_sample', part_of_sample)
+            if not draw:
+                patch.setattr(Figure, 'savefig', lambda figure, file, **_: file.write(b'not drawn'))
             try:
                 runpy.run_path(str(ROOT / script), run_name='__main__')
             except SystemExit as end:

@@ -6,6 +6,7 @@ import torch
 
 from activations import activation_panels, record_activations, tile_maps
 from colourization import CNN, UNet
+from conftest import near
 
 
 @pytest.mark.parametrize('make', [CNN, UNet])
@@ -37,7 +38,7 @@ def test_every_map_is_drawn_whole_with_its_own_maximum_in_white(count):
         top, left = 9 * (i // columns), 9 * (i % columns)
         drawn = picture[top:top + 8, left:left + 8, 0]
         expected = maps[i] / maps[i].max() if i else maps[i]
-        assert drawn == pytest.approx(expected.numpy(), abs=1e-6)
+        assert near(drawn, expected.numpy(), 1e-6)
 
 
 def test_panels_lead_from_grey_to_colour():

@@ -29,7 +29,7 @@ import activations
 import colourization
 from colourization import (CNN, UNet, colourize, error_line, draw_pictures, load_model, read_checkpoint,
                            report, run, save_checkpoint)
-from conftest import Runs, unix_only
+from conftest import Runs, full_disk, unix_only
 from load_data import InputError, load_colours, read_picture, whole_file
 
 RNG = np.random.default_rng(0)
@@ -548,18 +548,6 @@ def test_file_that_may_not_be_read_is_said_by_name(read, tmp_path, monkeypatch):
     assert line.startswith('error: secret: ') and 'Permission denied' in line
 
 
-@contextmanager
-def full_disk(room):
-    """No file can grow beyond so many bytes."""
-    resource = pytest.importorskip('resource', reason='limits files on Unix only')
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
 def write_json(path):
     about = {'model': 'CNN', 'data': 'sample pictures'}
     report(about, {'loss': 1.0}, {'most_frequent_colour': 0.5}, {}, path.parent)
@@ -610,10 +598,14 @@ def test_file_is_on_the_disk_before_it_replaces_another(tmp_path, monkeypatch):
 # Any name, any locale, no display
 # ---------------------------------------------------------------------------
 
-@pytest.mark.parametrize('environment', [
-    {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'},
-    pytest.param({'PYTHONIOENCODING': 'ascii:strict', 'PYTHONUTF8': '0'}, marks=pytest.mark.slow)])
-def test_names_of_any_letters_work_in_any_locale_without_a_display(environment, start_script, tmp_path):
+OLD_LOCALE = {'LC_ALL': 'C', 'PYTHONUTF8': '0', 'PYTHONCOERCECLOCALE': '0'}
+
+
+@pytest.mark.parametrize('environment, what', [
+    (OLD_LOCALE, '--image'),
+    pytest.param({'PYTHONIOENCODING': 'ascii:strict', 'PYTHONUTF8': '0'}, '--image', marks=pytest.mark.slow),
+    pytest.param(OLD_LOCALE, '--valid', marks=pytest.mark.slow)])
+def test_names_of_any_letters_work_in_any_locale_without_a_display(environment, what, start_script, tmp_path):
     folder = tmp_path / 'zwei Wörter 馬'
     folder.mkdir()
     (folder / 'Bild äöü 馬.png').write_bytes(png())
@@ -622,12 +614,13 @@ def test_names_of_any_letters_work_in_any_locale_without_a_display(environment, 
     flags = ['-m', 'CNN', '--checkpoint', folder / 'Gewichte 馬.pkl', '-c', folder / 'Farben 馬.npy',
              '--outdir', folder / 'Ausgabe ß']
     environment = environment | {'DISPLAY': '', 'WAYLAND_DISPLAY': '', 'MPLBACKEND': ''}
+    if what == '--valid':
+        done = start_script('colourization.py', '--valid', '--data', 'sample', *flags, **environment)
+        assert done.returncode == 0 and done.stderr == '', done.stderr
+        assert (folder / 'Ausgabe ß/eval_CNN.png').exists()
+        return
     picture, lost = folder / 'Bild äöü 馬.png', folder / 'verloren 馬.png'
     done = start_script('colourization.py', '--image', lost, picture, *flags, **environment)
     assert done.returncode == 1 and done.stdout.startswith('Wrote ')
     assert done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
     assert (folder / 'Ausgabe ß/Bild äöü 馬_colour.png').exists()
-    if 'LC_ALL' in environment:
-        done = start_script('colourization.py', '--valid', '--data', 'sample', *flags, **environment)
-        assert done.returncode == 0 and done.stderr == '', done.stderr
-        assert (folder / 'Ausgabe ß/eval_CNN.png').exists()

@@ -20,7 +20,7 @@ from scipy.ndimage import uniform_filter
 
 import colourization
 from colourization import CNN, add_prior, colourize, load_model, scores_to_rgb
-from conftest import ROOT, peak_memory, unix_only
+from conftest import ROOT, near, peak_memory, unix_only
 from load_data import InputError, read_picture
 
 RNG = np.random.default_rng(0)
@@ -117,7 +117,7 @@ def test_any_size_keeps_its_brightness(shape, size, model):
     rgb = colourize(grey, model, COLOURS, size=size)
     assert rgb.shape == (*shape, 3) and rgb.dtype == np.float32
     assert rgb.min() >= 0 and rgb.max() <= 1
-    assert rgb.mean(axis=2) == pytest.approx(grey, abs=1e-5)
+    assert near(rgb.mean(axis=2), grey, 1e-5)
 
 
 @pytest.mark.parametrize('temperature, saturation', [(0, 1), (0.38, 1), (1, 1), (1, 1.5), (1, 0)])
@@ -132,7 +132,7 @@ def test_small_picture_is_the_networks_own_chroma_along_edges_with_the_grey(temp
     slope, offset = guided(grey.astype(float), answer - answer.mean(axis=0))
     expected = (saturation * (slope * grey + offset) + grey).transpose(1, 2, 0)
     rgb = colourize(grey, model, pale, temperature, saturation=saturation)
-    assert rgb == pytest.approx(expected, abs=1e-4)
+    assert near(rgb, expected, 1e-4)
 
 
 def test_lines_of_the_readme_colour_a_photo(tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_stripes_finer_than_what_the_network_sees_look_even_to_it(model):
     hook.remove()
     assert [view.shape[2:] for view in views] == [(32, 32), (16, 16), (8, 8)]
     for view in views:
-        assert view.numpy() == pytest.approx(0.5 * 255 / 256, abs=0.03)  # more at its rim
+        assert near(view.numpy(), 0.5 * 255 / 256, 0.03)  # more at its rim
 
 
 @pytest.mark.parametrize('flags, temperature, size, saturation', [
@@ -299,7 +299,7 @@ WIDE = np.arange(0, 65536, 16, np.uint16).reshape(64, 64)
 def test_deep_grey_is_read_to_its_last_bit(content, grey, tmp_path):
     picture = read(tmp_path / 'x', content)
     assert picture.alpha is None and picture.grey.dtype == np.float32
-    assert picture.grey == pytest.approx(grey, abs=1e-5)  # Pillow rounds 12 bits of PGM to 16
+    assert near(picture.grey, grey, 1e-5)  # Pillow rounds 12 bits of PGM to 16
 
 
 @pytest.mark.parametrize('content', [
@@ -317,7 +317,7 @@ def test_colour_of_a_png_that_means_transparent(bits, colour, tmp_path):
     content = png(np.stack([values] * 3, 2) if colour else values, bits, colour,
                   tRNS=struct.pack('>H', white // 3) * (3 if colour else 1))
     picture = read(tmp_path / 'x', content)
-    assert picture.grey == pytest.approx(values / white, abs=1e-6)
+    assert near(picture.grey, values / white, 1e-6)
     assert np.array_equal(picture.alpha, np.where(values == white // 3, 0, 255))
 
 
@@ -449,12 +449,12 @@ def test_profile_that_is_broken_or_unsuitable_or_srgb_changes_nothing(icc, mode,
     image = Image.fromarray(RGB if mode == 'RGB' else RGB[..., 0])
     plain = np.asarray(image, float) if mode == 'L' else RGB.mean(axis=2)
     picture = read(tmp_path / 'x', saved(image, 'PNG', icc_profile=icc))
-    assert picture.grey * 255 == pytest.approx(plain, abs=1e-4)
+    assert near(picture.grey * 255, plain, 1e-4)
 
 
 def test_colour_profile_on_grey_is_ignored(tmp_path):
     picture = read(tmp_path / 'x', saved(Image.fromarray(LEVELS), 'PNG', icc_profile=LINEAR))
-    assert picture.grey == pytest.approx(X, abs=1e-6)
+    assert near(picture.grey, X, 1e-6)
 
 
 # ---------------------------------------------------------------------------
@@ -480,7 +480,7 @@ def exif(orientation, *others):
     (9, lambda x: x)])
 def test_of_exif_only_the_orientation_matters(orientation, turn, other, tmp_path):
     picture = read(tmp_path / 'x', saved(Image.fromarray(RGB), 'PNG', exif=exif(orientation, other)))
-    assert picture.grey * 255 == pytest.approx(turn(GREY), abs=1e-4)
+    assert near(picture.grey * 255, turn(GREY), 1e-4)
 
 
 def test_noise_for_exif_leaves_the_picture_upright(tmp_path):
@@ -495,7 +495,7 @@ def test_long_text_in_a_png_does_no_harm(megabytes, international, tmp_path):
     text = PngImagePlugin.PngInfo()
     (text.add_itxt if international else text.add_text)('Comment', 'x' * (megabytes << 20), zip=True)
     picture = read(tmp_path / 'x', saved(Image.fromarray(RGB), 'PNG', pnginfo=text))
-    assert picture.grey * 255 == pytest.approx(GREY, abs=1e-4)
+    assert near(picture.grey * 255, GREY, 1e-4)
 
 
 @pytest.mark.parametrize('name, kind, options', [
@@ -525,7 +525,7 @@ def test_raw_file_of_a_camera_is_refused(name, content, raw, tmp_path):
         with pytest.raises(InputError, match=f"{name}: it is a camera's raw file, .* and save it as JPEG"):
             read(tmp_path / name, content)
     else:
-        assert read(tmp_path / name, content).grey == pytest.approx(X, abs=1e-6)
+        assert near(read(tmp_path / name, content).grey, X, 1e-6)
 
 
 # ---------------------------------------------------------------------------
@@ -629,7 +629,7 @@ def test_jpeg_2000_is_right(mode, tmp_path):
     ramp = np.tile(np.arange(256, dtype=np.uint16 if mode == 'I;16' else np.uint8), (64, 1))
     picture = Image.fromarray(ramp * (257 if mode == 'I;16' else 1)).convert(mode)
     picture.save(tmp_path / 'x.jp2', irreversible=False)
-    assert read_picture(tmp_path / 'x.jp2').grey * 255 == pytest.approx(ramp, abs=0.01)
+    assert near(read_picture(tmp_path / 'x.jp2').grey * 255, ramp, 0.01)
 
 
 @pytest.mark.parametrize('name', ['rgb12', 'rgb16', 'la16', 'rgba16'])
@@ -696,7 +696,7 @@ def test_bands_are_the_picture_that_is_coloured_at_once(band, shape, sizes, mode
     slope = offset = 0
     for size, view, answer in zip(sizes, seen, answers, strict=True):
         small = np.asarray(first.resize(size[::-1], Image.Resampling.BILINEAR))
-        assert view[0, 0].numpy() * 256 / 255 == pytest.approx(small, abs=1e-5)
+        assert near(view[0, 0].numpy() * 256 / 255, small, 1e-5)
         tint = scores_to_rgb(answer.detach(), COLOURS, 0.38)[0].astype(float)
         line = guided(small.astype(float), tint - tint.mean(axis=0))
         for size in (sizes[0], shape):
@@ -706,7 +706,7 @@ def test_bands_are_the_picture_that_is_coloured_at_once(band, shape, sizes, mode
     with np.errstate(divide='ignore'):
         room = np.minimum((1 - grey) / tint.max(0), grey / -tint.min(0))
     expected = grey[..., None] + np.moveaxis(tint * np.minimum(room, 1), 0, 2)
-    assert rgb == pytest.approx(expected.clip(0, 1), abs=5e-6)
+    assert near(rgb, expected.clip(0, 1), 5e-6)
 
 
 @pytest.mark.slow

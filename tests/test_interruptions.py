@@ -61,11 +61,7 @@ def assert_same(folder, other):
     {}, {'augment': MOVES}, {'schedule': 'onecycle', 'weight_decay': 0.1},
     {'schedule': 'onecycle', 'augment': MOVES}], ids=str)
 def test_resumed_run_equals_the_uninterrupted_one(make, settings, tmp_path, monkeypatch):
-    """Interrupted in the second, third and last of four epochs, at their begin and amid them.
-
-    The curves are left to the other tests: they show the history alone, and take longer than the training.
-    """
-    monkeypatch.setattr(colourization, 'draw_curves', lambda history, path, title: path.write_text(title))
+    """Interrupted in the second, third and last of four epochs, at their begin and amid them."""
     settings |= {'make': make, 'epochs': 4, 'learn_rate': 0.02}
     (tmp_path / 'whole').mkdir()
     training(tmp_path / 'whole', **settings)
