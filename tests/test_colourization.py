@@ -25,9 +25,8 @@ from colourization import (CNN, DUNet, NUM_LEVELS, UNet, AverageOfWeights, MyCon
                            load_model, log_frequencies, measure_pictures,
                            mosaic, parse_args, process, psnr, put_grey_back, run_validation_step,
                            save_checkpoint, save_history, scores_to_rgb, train_epoch)
-from conftest import ROOT, unix_only
-from conftest import Runs, python2_string, training
-from load_data import MOVES, InputError, augment, batches, hold_out, load_cifar10, load_colours, whole_file
+from conftest import ROOT, Runs, python2_string, read_once, training, unix_only
+from load_data import MOVES, InputError, augment, batches, hold_out, load_colours, whole_file
 
 HANDOUT = MOVES[:4]  # of which there is a test by hand
 
@@ -147,7 +146,7 @@ def test_colour_file_runs_no_code(tmp_path):
 
 @pytest.mark.parametrize('num_colours, distance', [(16, 0.00894), (24, 0.00663), (32, 0.00545)])
 def test_shipped_colours_are_near_to_the_horses(num_colours, distance, cifar10):
-    rgb, _ = process(*load_cifar10(cifar10)[0])
+    rgb, _ = process(*read_once(cifar10)[0])
     pixels = rgb.transpose(0, 2, 3, 1).reshape(-1, 3)
     colours = np.load(ROOT / f'colour/colour_kmeans{num_colours}_cat7.npy')
     assert colours.shape == (num_colours, 3) and colours.dtype == np.float32

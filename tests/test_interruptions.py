@@ -56,10 +56,9 @@ def assert_same(folder, other):
     assert all(torch.equal(weights[name], its_weights[name]) for name in weights)
 
 
-@pytest.mark.parametrize('make', [CNN, UNet, DUNet])
-@pytest.mark.parametrize('settings', [
-    {}, {'augment': MOVES}, {'schedule': 'onecycle', 'weight_decay': 0.1},
-    {'schedule': 'onecycle', 'augment': MOVES}], ids=str)
+@pytest.mark.parametrize('make, settings', [
+    (CNN, {}), (DUNet, {'augment': MOVES}), (UNet, {'schedule': 'onecycle', 'weight_decay': 0.1}),
+    (CNN, {'schedule': 'onecycle', 'augment': MOVES})])
 def test_resumed_run_equals_the_uninterrupted_one(make, settings, tmp_path, monkeypatch):
     """Interrupted in the second, third and last of four epochs, at their begin and amid them."""
     settings |= {'make': make, 'epochs': 4, 'learn_rate': 0.02}

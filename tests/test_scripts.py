@@ -1,7 +1,6 @@
 """The scripts as users run them: the handout's commands, wrong uses, interruptions."""
 
 import copy
-import functools
 import importlib
 import io
 import json
@@ -25,7 +24,7 @@ import colourization
 import load_data
 from colour_regression import RegressionCNN
 from colourization import get_rgb_cat, log_frequencies, run, scores_to_rgb
-from conftest import ROOT, fails, near, obey_ctrl_c, part_of_sample, peak_memory, unix_only
+from conftest import ROOT, fails, near, obey_ctrl_c, part_of_sample, peak_memory, read_once, unix_only
 from load_data import load_cifar10
 
 EPOCH_LINES = [r'Epoch \[{e}/2\], Loss: \d+\.\d{{4}}, Time \(s\): \d+',
@@ -126,13 +125,11 @@ def shipped_weights():
 BETTER_THAN = {  # the course's weights, by far: a loss, and an accuracy or PSNR
     'cnn_k3_f32.pkl': (1.42, 46.5), 'unet_k3_f32.pkl': (1.18, 56), 'dunet_k3_f32.pkl': (1.18, 56),
     'regression_cnn_k3_f32.pkl': (0.0060, 22.2)}
-
-
-read_once = functools.cache(load_cifar10)
+WITH_PRIOR = 'unet_prior_k3_f32.pkl'
 
 
 @pytest.mark.parametrize('name, loss, measure, command', [
-    pytest.param(*row, id=row[0], marks=[pytest.mark.slow] * ('--category all' in row[-1]))
+    pytest.param(*row, id=row[0], marks=[pytest.mark.slow] * (row[0] not in [*BETTER_THAN, WITH_PRIOR]))
     for row in shipped_weights()])
 def test_readme_tells_what_the_shipped_weights_reach(name, loss, measure, command, cifar10, run_script,
                                                           monkeypatch):
@@ -883,10 +880,10 @@ def test_unet_of_five_epochs_reaches_what_the_course_measured(cifar10, run_scrip
 ALL = '--category all --checkpoint'
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('flags, megabytes', [
     (f'--valid --checkpoint {ROOT}/weights/unet_k3_f32.pkl', 700),
-    pytest.param(f'--valid {ALL} {ROOT}/weights/unet_prior_all_k3_f64.pkl', 635, marks=pytest.mark.slow),
-    pytest.param(f'-e 1 -f 4 {ALL} all.pkl', 920, marks=pytest.mark.slow)])
+    (f'--valid {ALL} {ROOT}/weights/unet_prior_all_k3_f64.pkl', 635), (f'-e 1 -f 4 {ALL} all.pkl', 920)])
 def test_memory_that_real_data_needs(flags, megabytes, cifar10, tmp_path):
     peak = peak_memory(tmp_path, 'colourization.py', '-m', 'UNet', *shlex.split(flags), '--data', cifar10)
     assert peak < megabytes * 1e6
