@@ -15,7 +15,6 @@ import sys
 import tarfile
 import threading
 import time
-import tracemalloc
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -366,42 +365,6 @@ def extended(**records):
         line = f' {key.replace("__", ".")}={value}\n'
         lines += f'{len(line) + 2}{line}'  # all of them have 10 to 99 characters
     return header('h', size=len(lines), type=tarfile.XHDTYPE) + lines.encode().ljust(512, b'\0')
-
-
-GIGABYTES = 4 << 30
-ZEROS = bytes(512)
-A_PIECE = b'%011o\0' % 1  # of a sparse file: an offset or a size
-BOMBS = {  # how they begin, and the block that comes again and again then
-    'a file': (header('readme', size=GIGABYTES), ZEROS),
-    'a batch': (header('cifar-10-batches-py/test_batch', size=GIGABYTES), ZEROS),
-    'a long name': (header('n', size=GIGABYTES, type=tarfile.GNUTYPE_LONGNAME), ZEROS),
-    'a long header': (header('h', size=GIGABYTES, type=tarfile.XHDTYPE), ZEROS),
-    'a size in a header': (extended(size=f'{GIGABYTES:020}') + header('readme'), ZEROS),
-    'a batch of such a size':
-        (extended(size=f'{GIGABYTES:020}') + header('cifar-10-batches-py/data_batch_1'), ZEROS),
-    'a sparse file': (header('readme', size=GIGABYTES, type=tarfile.GNUTYPE_SPARSE), ZEROS),
-    'many files': (b'', header('readme')),
-    'a file of many pieces': (header('readme', [(482, b'\1')], type=tarfile.GNUTYPE_SPARSE),
-                              A_PIECE * 42 + b'\1' + bytes(7)),
-}
-
-
-@pytest.mark.parametrize('start, block', [
-    pytest.param(*parts, id=name, marks=[pytest.mark.slow] * ('pieces' in name))  # 'many files' is alike
-    for name, parts in BOMBS.items()])
-def test_archive_of_gigabytes_is_refused_in_little_memory(start, block, tmp_path):
-    path = tmp_path / 'cifar-10-python.tar.gz'
-    megabytes = gzip.compress(block * (2**26 // 512), 1)
-    path.write_bytes(gzip.compress(start) + megabytes * (GIGABYTES // 2**26))
-    assert path.stat().st_size < GIGABYTES / 100
-    with pytest.raises(InputError, match='get the data set again'):
-        tracemalloc.start()
-        try:
-            load_cifar10(tmp_path)
-        finally:
-            _, most = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
-    assert most < 500e6  # the 60,000 pictures need 184 million of these bytes
 
 
 @pytest.mark.parametrize('content', [
