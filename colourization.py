@@ -461,7 +461,8 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
                 state_file.unlink(missing_ok=True)  # from there it would end in the same way
                 raise InputError(f'the loss is not finite in epoch {epoch}: try a smaller --learn_rate')
             history.append({'epoch': epoch, 'seconds': round(time.time() - start, 3),
-                            **with_prefix('train_', trained), **with_prefix('val_', valid)})
+                            **{f'train_{name}': value for name, value in trained.items()},
+                            **{f'val_{name}': value for name, value in valid.items()}})
             save_checkpoint(model, checkpoint, colours)
             if epoch < epochs:
                 save_state(state_file, settings, stateful, generator, history)
@@ -485,10 +486,6 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
                 draw_curves(history, outdir / f'training_curve_{about["model"]}.png', title)
     state_file.unlink(missing_ok=True)
     return history
-
-
-def with_prefix(prefix, metrics):
-    return {prefix + name: value for name, value in metrics.items()}
 
 
 @contextmanager
@@ -591,10 +588,10 @@ def evaluate(model, objective, valid_set, xs, *, about, outdir, file_name, colou
 
 def report(about, metrics, accuracies, measured, outdir):
     """Print what was measured, the course's line last, and write it into metrics_*.json."""
-    results = {**about, **with_prefix('val_', metrics),
+    results = {**about, **{f'val_{name}': value for name, value in metrics.items()},
                'baseline_accuracies': accuracies, 'pictures': measured}
     with whole_file(outdir / f'metrics_{about["model"]}.json') as file:
-        file.write(json.dumps(without_nan(results), indent=2).encode() + b'\n')
+        file.write(json.dumps(results, indent=2).encode() + b'\n')
     print_result(f'The results are in {outdir}', about['data'])
     for name, values in measured.items():
         error, words = values['mean_squared_error'], f'colourfulness {values["colourfulness"]:.1f}'
@@ -604,13 +601,6 @@ def report(about, metrics, accuracies, measured, outdir):
     for name, accuracy in accuracies.items():
         print_result(f'{name.replace("_", " ").capitalize()}: accuracy {accuracy:.1%}', about['data'])
     print_result(metrics_line(metrics), about['data'])
-
-
-def without_nan(value):
-    """A value for JSON with None in place of NaN and infinite numbers, which not every reader knows."""
-    if isinstance(value, dict):
-        return {name: without_nan(part) for name, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def digits(metrics):
@@ -940,10 +930,9 @@ def check_weights(weights):
             raise InputError(f'its {name:.60} is of weight_norm, spectral_norm or pruning: remove that, then '
                              f'{SAVE_IT}')
         size = tensor.numel() * tensor.element_size()
-        if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != 'cpu':
+        if (tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != 'cpu'
+                or not 0 < size <= tensor.untyped_storage().nbytes()):  # it claims more than the file holds
             raise InputError(f'its {name:.60} is no plain tensor: {SAVE_IT}')
-        if not 0 < size <= tensor.untyped_storage().nbytes():
-            raise InputError(f'its {name:.60} is empty, or claims more than the file holds')
         if not (tensor.is_floating_point() and tensor.float().isfinite().all()):
             raise InputError(f'its {name:.60} is not all finite floats: train it again')
         weights[name] = tensor.float().clone(memory_format=torch.contiguous_format)
@@ -972,16 +961,14 @@ def load_model(make_model, path, kernel=None, num_filters=None):
                          f'{len(weights["finalconv.weight"])} outputs; train it again')
     model, error = build(make_model, weights)
     name = type(model).__name__
-    if error or saved_as not in (None, name):
-        owners = find_owners(weights, saved_as)
-        if owners == ['RegressionCNN'] != [name]:
-            raise InputError(f'{path} is a RegressionCNN: only colour_regression.py can use it')
-        if owners and saved_as != name:
-            raise InputError(f'{path} belongs to another model: give colourization.py --model '
-                             f'{" or ".join(owners):.60}, or another --checkpoint')
+    if saved_as not in (None, name):
+        owner = {make.__name__: f'colourization.py --model {flag}' for flag, make in MODELS.items()}.get(
+            saved_as, 'colour_regression.py')
+        raise InputError(f'{path} is a {saved_as:.60}, not a {name}: use it with {owner}')
+    if error:
         words = one_line(str(error).partition(':')[2])  # less 'Error(s) in loading state_dict for UNet'
-        raise InputError(f'{path} does not fit a {name} ({words:.200}): build the network as the handout '
-                         'does, layer by layer, and save its whole state_dict()')
+        raise InputError(f'{path} does not fit a {name} ({words:.200}): name its own model, or build the '
+                         'network as the handout does, layer by layer, and save its whole state_dict()')
     with torch.no_grad():  # finite weights can be too large, or the square roots of negative ones
         if not model.eval()(torch.full((1, 1, 8, 8), 0.5, dtype=torch.float32)).isfinite().all():
             raise InputError(f'{path} is damaged: its outputs are not finite; train it again')
@@ -1001,14 +988,6 @@ def build(make_model, weights):
         return model, None
     except RuntimeError as e:
         return model, e
-
-
-def find_owners(weights, saved_as):
-    """Whose weights they are by what their file says, or whose they could be by their shapes: names."""
-    if saved_as:
-        return [owner for owner, make in MODELS.items() if make.__name__ == saved_as] or [saved_as]
-    owners = [owner for owner, make in MODELS.items() if build(make, weights)[1] is None]
-    return ['RegressionCNN'] if owners == ['CNN'] and len(weights['finalconv.bias']) == 3 else owners
 
 
 def save_state(path, settings, stateful, generator, history):

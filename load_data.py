@@ -127,31 +127,18 @@ def find_cifar10(where):
     if not where.is_dir() and not is_default:
         raise InputError(f'{where}: there is no such archive or folder: CIFAR-10 is downloaded only into '
                          'data/ (leave --data out) or into an empty folder that you make')
-    folder = find_folder(where)
-    if folder and whole_batches(folder) == len(BATCHES):
-        return folder
+    for folder in (where, where / FOLDER, *sorted(where.glob(f'*/{FOLDER}'))):
+        if any((folder / name).is_file() for name in BATCHES):
+            return folder  # reading it says what is missing
     names = sorted(os.listdir(where)) if where.is_dir() else []
-    if archive_or_part := find_archive(where, names) or folder:
-        return archive_or_part  # reading a part says what is missing
+    if archive := find_archive(where, names):
+        return archive
     if not is_default and not all(name.startswith('.') or name.endswith('.partial') for name in names):
         words = known_by_names(names) or (f'no CIFAR-10: put {ARCHIVE} there, or name an empty folder to '
                                           'download it into')
         raise InputError(f'{where}: it holds {words}')
     fetch(where)
     return where / ARCHIVE
-
-
-def find_folder(where):
-    """The folder with the most batches in or below a path, or None."""
-    folders = [folder for folder in (where, where / FOLDER, *sorted(where.glob(f'*/{FOLDER}')))
-               if any((folder / name).is_file() for name in BATCHES)]
-    return max(folders, key=whole_batches, default=None)
-
-
-def whole_batches(folder):
-    """How many files of batches a folder has that are large enough."""
-    files = [folder / name for name in BATCHES]
-    return sum(file.is_file() and file.stat().st_size > PICTURES_A_BATCH * 3072 for file in files)
 
 
 def find_archive(where, names):

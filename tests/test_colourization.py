@@ -486,9 +486,10 @@ def test_log_frequencies_equal_counting_pixels(entries):
 def test_checkpoint_of_another_model_is_refused_by_name(saved, asked, tmp_path):
     model = RegressionCNN(3, 8) if saved == 'RegressionCNN' else MODELS[saved](3, 8, 24)
     save_checkpoint(model, tmp_path / 'w.pkl')
-    words = ('is a RegressionCNN: only colour_regression.py can use it' if saved == 'RegressionCNN' else
-             f'belongs to another model: give colourization.py --model {saved}, or another --checkpoint')
-    with pytest.raises(InputError, match=f'w.pkl {words}$'):
+    names = {'DUNet': 'DilatedUNet'}
+    script = 'colour_regression.py' if saved == 'RegressionCNN' else f'colourization.py --model {saved}'
+    with pytest.raises(InputError, match=f'w.pkl is a {names.get(saved, saved)}, not a '
+                                         f'{names.get(asked, asked)}: use it with {script}$'):
         load_model(MODELS[asked], tmp_path / 'w.pkl')
 
 

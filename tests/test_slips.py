@@ -20,7 +20,7 @@ import torch
 
 import colourization
 import load_data
-from colourization import UNet, draw_pictures, parse_args, report, run
+from colourization import UNet, draw_pictures, parse_args, run
 from conftest import ROOT, WRITEUP, fails, part_of_sample, training
 from load_data import InputError, check_writable
 
@@ -200,14 +200,6 @@ def test_metrics_say_how_they_came_about(temperature, run_script, tmp_path):
                 'threads': torch.get_num_threads(), 'model': 'CNN', 'data': 'sample pictures'}
     assert {name: told[name] for name in expected} == expected
     assert 0 < told['pictures']['prediction']['mean_squared_error'] < 1
-
-
-def test_metrics_are_read_by_whoever_knows_no_nan(tmp_path):
-    report({'model': 'UNet', 'data': 'any'}, {'loss': math.nan, 'accuracy': 0.5}, {},
-           {'prediction': {'mean_squared_error': math.inf, 'colourfulness': -math.inf}}, tmp_path)
-    told = json.loads((tmp_path / 'metrics_UNet.json').read_text('utf-8'), parse_constant=pytest.fail)
-    assert (told['val_loss'], told['val_accuracy']) == (None, 0.5)
-    assert told['pictures'] == {'prediction': {'mean_squared_error': None, 'colourfulness': None}}
 
 
 @pytest.mark.parametrize('words', ['CUDA error: an illegal memory access was encountered',
