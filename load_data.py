@@ -55,9 +55,8 @@ OTHERS = {  # what people have instead, and a pattern of the names of its files 
 MOST_MEMBERS = 1000  # of an archive: a broken one can lead round in a circle
 HORSE = 7  # the class that the assignment colours
 MAX_COLOURS = 256  # the last layer grows with their square, and the scores take memory for each
-# Tags of TIFF, of which EXIF has some
-(SUBFILE, BITS, PHOTOMETRIC, MAKER, ORIENTATION, SUB_IFDS, DNG_VERSION) = 254, 258, 262, 271, 274, 330, 50706
-TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # orientation: the transpose() that mends it
+# Tags of TIFF
+SUBFILE, BITS, PHOTOMETRIC, MAKER, SUB_IFDS, DNG_VERSION = 254, 258, 262, 271, 330, 50706
 MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first four are (a) to (d) of F.1
 ASYNCHRONOUS = 'cuda',  # copies may overlap with work; on Apple's GPU they break (pytorch issue 139550)
 ZOOM = 0.25  # at most a quarter closer or farther
@@ -504,12 +503,13 @@ def jpeg2000_depths(file):
 
 def decode(image):
     """The `Picture` in a file that Pillow has opened."""
-    from PIL import Image
+    from PIL import Image, ImageOps
     tags = getattr(image, 'tag_v2', {})
     stored = image.tile[0][3] if image.tile else None  # how the file has the pixels, which Pillow changes
     image.load()
     profile = image.info.get('icc_profile')
-    image = upright(image)
+    with suppress(Exception):  # a broken EXIF; nothing else in it matters
+        ImageOps.exif_transpose(image, in_place=True)
     if stored == 'LA;16B':
         image = image.convert('LA')
     if image.mode[0] == 'I':
@@ -522,15 +522,6 @@ def decode(image):
         for row in grey:  # one at a time, as interp takes double precision
             row[:] = np.interp(row, np.linspace(0, 1, 256), levels)
     return Picture(grey, alpha)
-
-
-def upright(image):
-    """A picture as its EXIF says that it is held; Pillow does it for TIFF."""
-    try:
-        orientation = image.getexif().get(ORIENTATION)
-    except Exception:  # nothing else in it matters, so a broken one is none
-        orientation = None
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
 
 def deep_grey(image, tags):
