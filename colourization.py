@@ -4,10 +4,10 @@ Programming assignment 2 of CSC321, University of Toronto, winter 2018. A networ
 chooses for each pixel one of K colours, which k-means found in the training pictures.
 
 weights/unet_k3_f32.pkl chooses the right one of 24 colours for 60.3 % of the pixels of the 1,000 test horses;
-the course's own weights did for 48.2 %. 7 seconds on two cores of an AMD EPYC, from the start of Python to
-the last picture, reach 47.2 % (--model UNet --schedule onecycle -l 0.06 -b 8 -e 1, mean of three seeds).
+the course's own weights did for 48.2 %. In 7 seconds, from the start of Python to the last picture, two cores
+of an AMD EPYC reach 47.2 % (--model UNet --schedule onecycle -l 0.06 -b 8 -e 1, mean of three seeds).
 
-    python colourization.py --model UNet --data sample -e 5                # try it, no data needed
+    python colourization.py --model UNet --data sample -e 5                # try it, no download
     python colourization.py --model UNet --checkpoint unet_k3_f32.pkl      # train
     python colourization.py --help                                         # all else
 
@@ -50,7 +50,7 @@ from pathlib import Path
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # which `python -P` leaves out
 if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
-    os.environ['GOMP_SPINCOUNT'] = '20000'  # torch's import reads it: threads that wait let others run
+    os.environ['GOMP_SPINCOUNT'] = '20000'  # read when torch is imported: waiting threads yield
 
 import numpy as np
 import torch
@@ -81,7 +81,7 @@ SAMPLE = 'sample pictures'  # what lines and figures call --data sample
 
 
 def kmeans_colours(xs, num_colours, seed=0):
-    """Find the K colours that are nearest to RGB pictures [N, 3, H, W] by k-means in RGB (part B).
+    """Find the K colours that fit RGB pictures [N, 3, H, W] best, by k-means in RGB (part B).
 
     Float32 [K, 3], from dark to bright: the best of ten runs. Raises InputError if there are fewer colours.
     """
@@ -112,8 +112,8 @@ def get_cat_rgb(cats, colours):
 def scores_to_rgb(scores, colours, temperature=0.0):
     """Colour of each pixel by what a network puts out: [N, K, H, W] -> array [N, 3, H, W] in [0, 1].
 
-    The scores, a tensor on any device that needs no gradient, are those of `colours` [K, 3], or red, green
-    and blue themselves if that is None. Temperature 0 takes the likeliest colour; above it is the annealed
+    The scores, a detached tensor on any device, belong to `colours` [K, 3]; if that is None, they are red,
+    green and blue themselves. Temperature 0 takes the likeliest colour; above it is the annealed
     mean of Zhang, Isola and Efros (2016), Colorful image colorization, equation 5; 1 is the plain mean.
     """
     scores = scores.float().cpu()
@@ -121,7 +121,7 @@ def scores_to_rgb(scores, colours, temperature=0.0):
         return scores.clamp(0, 1).numpy()
     if temperature < 0.001:  # scores divided by less could overflow
         return get_cat_rgb(scores.argmax(dim=1, keepdim=True).numpy(), colours)
-    with torch.autocast('cpu', enabled=False):  # that of whoever calls
+    with torch.autocast('cpu', enabled=False):  # the caller's, if there is one
         probabilities = (scores / temperature).softmax(dim=1)
         return torch.einsum('nkhw, kc -> nchw', probabilities, torch.from_numpy(colours)).numpy()
 
@@ -149,12 +149,12 @@ def put_grey_back(rgb, grey):
 
 
 def load_sets(data, category, held_out, colours, device, trained_on):
-    """What a network is trained and validated on: pictures from --data of a category.
+    """What a network is trained and validated on: two sets of pictures in --data.
 
-    It is trained on those of `trained_on`, a category too or None, and validated on the test pictures, or on
-    `held_out` training pictures if that is not 0. Returns both sets, pairs of grey pictures and targets
-    (numbers of the colours [K, 3], or RGB) on the device, or None; the true validation pictures, uint8
-    [N, 3, 32, 32]; and the `colour_counts` of the category's training pictures.
+    Training pictures are of the category `trained_on`; if that is None, there is no such set. Validation
+    pictures are of `category`: test pictures, or `held_out` training pictures if that is not 0. Returns both
+    sets, pairs of grey pictures and targets (numbers of the colours [K, 3], or RGB) on the device; the true
+    validation pictures, uint8 [N, 3, 32, 32]; and the `colour_counts` of the category's training pictures.
     """
     train_pictures, (xs, ys) = load_cifar10(data)
     if held_out:
@@ -171,7 +171,7 @@ def load_sets(data, category, held_out, colours, device, trained_on):
 
 
 def grey_and_target(xs, ys, category, colours, device):
-    """Grey pictures [M, 1, H, W] and what to predict: colour numbers [M, 1, H, W], or RGB without colours."""
+    """Grey pictures [M, 1, H, W], and their colour numbers [M, 1, H, W], or RGB if `colours` is None."""
     count, end = is_of(category, ys).sum(), 0
     for grey, target in pieces(xs, ys, category, colours, device):
         if end == 0:
@@ -182,7 +182,7 @@ def grey_and_target(xs, ys, category, colours, device):
 
 
 def pieces(xs, ys, category, colours, device):
-    """Yield what `grey_and_target` returns, about 100 pictures at a time: floats of all take much memory."""
+    """Yield what `grey_and_target` returns, about 100 pictures at a time: as floats, all take much memory."""
     chosen = np.flatnonzero(is_of(category, ys))
     for some in np.array_split(chosen, len(chosen) // 100 + 1):
         rgb, grey = process(xs[some], ys[some], category=category)
@@ -240,7 +240,7 @@ class MyDilatedConv2d(MyConv2d):
 
 
 def takes_channels_last(device: torch.device):
-    """Whether this layout is faster there; on Apple's GPU gradients are wrong (pytorch issue 181411)."""
+    """Whether that layout is faster on a device; on Apple's, gradients are wrong (pytorch issue 181411)."""
     return device.type in ('cpu', 'cuda')
 
 
@@ -253,14 +253,14 @@ def down(in_channels, out_channels, kernel):
 class UpStage(nn.Sequential):
     """The layers of `up`, which computes batch norm and ReLU before it upsamples.
 
-    Upsampling copies pixels, which changes neither mean nor variance: the same function for a quarter of the
-    work. Only the running variance, unbiased, is larger: by n / (n - 1) of the fewer pixels.
+    Upsampling copies pixels, which changes neither mean nor variance, so the function is the same, for a
+    quarter of the work. Only the running variance is larger: its n / (n - 1) is of fewer pixels.
     """
 
     def forward(self, x):
-        return self[1](self[3](self[2](self[0](x))))
+        return self[1](self[3](self[2](self[0](x))))  # convolution, batch norm, ReLU, upsampling
 
-    def __getitem__(self, index):  # a part is an ordinary Sequential
+    def __getitem__(self, index):  # a slice is an ordinary Sequential
         return nn.Sequential(*self.children())[index]
 
 
@@ -325,7 +325,7 @@ class UNet(nn.Module):
         middle = self.rfconv(down2)
         up1 = self.upconv1(torch.cat([middle, down2], dim=1))
         up2 = self.upconv2(torch.cat([up1, down1], dim=1))
-        if takes_channels_last(x.device):  # as up2, for speed
+        if takes_channels_last(x.device):  # like up2, for speed
             x = x.to(up2.dtype, memory_format=torch.channels_last, copy=True)
         return self.finalconv(torch.cat([up2, x.to(up2.dtype)], dim=1))
 
@@ -336,7 +336,7 @@ class DilatedUNet(UNet):
     Yu and Koltun (2015), Multi-scale context aggregation by dilated convolutions.
     """
 
-    middle = MyDilatedConv2d  # with its dilation of 1
+    middle = MyDilatedConv2d  # whose dilation is 1 by default
 
 
 DUNet = DilatedUNet
@@ -401,7 +401,7 @@ def train_epoch(learner, average, optimizer, scheduler, objective, loader, bfloa
 
 @torch.no_grad()
 def add_up(totals, metrics, pictures):
-    """Add the metrics of a batch, means over so many pictures, to their totals by name."""
+    """Add the metrics of a batch, means over its number of pictures, to their totals by name."""
     for name, value in metrics.items():
         totals[name] = totals.get(name, 0) + pictures * value
 
@@ -409,19 +409,19 @@ def add_up(totals, metrics, pictures):
 def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, colours=None, draw=None,
           batch_size=100, epochs=25, learn_rate=0.001, schedule='constant', weight_decay=0.0, augment=(),
           seed=0, float32=False, resume=False):
-    """Train a network with Adam; after every epoch validate it, print the course's lines, save it.
+    """Train a network with Adam; after every epoch validate it, print as the course does, save it.
 
     It ends up with the average of its last weights. With weight decay it is AdamW: Loshchilov and Hutter
     (2019), Decoupled weight decay regularization. The one-cycle schedule raises the learning rate from 1/25
     of its peak in three tenths of the steps, then lowers it: Smith and Topin (2019), Super-convergence.
 
     Args:
-        objective, train_set, valid_set: see `train_epoch`; the sets are pairs, on the network's device.
-        about: what else --resume tells runs apart by: at least the name of the 'model', and the 'data' as
+        objective: see `train_epoch`. train_set, valid_set: pairs (grey, target) on the network's device.
+        about: what else identifies the run for --resume: at least the name of the 'model', and the 'data' as
             `data_name` says it.
         checkpoint: the file for its weights, saved after every epoch and when Ctrl-C interrupts; what was
-            there before stays until an epoch is over. Beside it lies, until the last epoch, a file `.resume`
-            with what is needed to go on to the same bits.
+            there before stays until an epoch is over. Until the last epoch, a file `.resume` beside it has
+            what continues the training to the same bits.
         outdir: where history_*.csv is written after every epoch, and training_curve_*.png at the end.
         colours: the array [K, 3] that belongs to the network, for its checkpoint.
         draw: if given, `draw(metrics, epoch)` is called after every epoch.
@@ -429,7 +429,7 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
 
     Returns the history, a dict for each epoch: its number, the seconds so far, the metrics. Raises InputError
     if the loss is no longer finite (the checkpoint keeps the epoch before), or no interrupted run has these
-    settings; KeyboardInterrupt after what was trained so far is saved.
+    settings; KeyboardInterrupt, once what was trained so far is saved.
     """
     settings = about | dict(colours=None if colours is None else colours.tolist(), batch_size=batch_size,
                             epochs=epochs, learn_rate=learn_rate, schedule=schedule, seed=seed,
@@ -445,7 +445,7 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
     stateful = {'model': model, 'learner': learner, 'optimizer': optimizer, 'scheduler': scheduler}
     state_file, was_there = checkpoint.with_name(checkpoint.name + '.resume'), checkpoint.exists()
     history = load_state(state_file, settings, stateful, generator) if resume else []
-    average, resumable = AverageOfWeights(model, learner, step=len(history) * steps), len(history)
+    average, saved_epoch = AverageOfWeights(model, learner, step=len(history) * steps), len(history)
     start = time.time() - (history[-1]['seconds'] if history else 0)
     try:
         for epoch in range(len(history) + 1, epochs + 1):
@@ -458,22 +458,21 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
             print_result(f'Epoch [{epoch}/{epochs}], {metrics_line(valid)}, '
                          f'Time(s): {time.time() - start:.0f}', about['data'])
             if not math.isfinite(trained['loss'] + valid['loss']):
-                state_file.unlink(missing_ok=True)  # from there it would end in the same way
+                state_file.unlink(missing_ok=True)  # resuming would end in the same way
                 raise InputError(f'the loss is not finite in epoch {epoch}: try a smaller --learn_rate')
             history.append({'epoch': epoch, 'seconds': round(time.time() - start, 3),
-                            **{f'train_{name}': value for name, value in trained.items()},
-                            **{f'val_{name}': value for name, value in valid.items()}})
+                            **with_prefix('train_', trained), **with_prefix('val_', valid)})
             save_checkpoint(model, checkpoint, colours)
             if epoch < epochs:
                 save_state(state_file, settings, stateful, generator, history)
-                resumable = epoch
-            with only_warned_of():
+                saved_epoch = epoch
+            with only_warn():
                 save_history(history, outdir / f'history_{about["model"]}.csv')
                 if draw:
                     draw(valid, epoch)
     except (KeyboardInterrupt, BrokenPipeError):  # the latter where `| head` has seen enough
         if history or not was_there:
-            save_interrupted(average, model, checkpoint, colours, resumable)
+            save_interrupted(average, model, checkpoint, colours, saved_epoch)
         else:
             print(f'interrupted before the end of the first epoch: {checkpoint} is unchanged',
                   file=sys.stderr)
@@ -482,15 +481,19 @@ def train(model, objective, train_set, valid_set, *, about, checkpoint, outdir, 
         if history:
             title = f'{about["model"]}, trained on {about["data"]}'
             title += ' and the other classes' if 'classes' in augment else ''
-            with only_warned_of():
+            with only_warn():
                 draw_curves(history, outdir / f'training_curve_{about["model"]}.png', title)
     state_file.unlink(missing_ok=True)
     return history
 
 
+def with_prefix(prefix, metrics):
+    return {prefix + name: value for name, value in metrics.items()}
+
+
 @contextmanager
-def only_warned_of():
-    """A table or a picture that cannot be written does not end a training."""
+def only_warn():
+    """Only warn if a table or a picture cannot be written: that must not end a training."""
     try:
         yield
     except InputError as e:
@@ -550,7 +553,7 @@ def measure_pictures(pictures, truth):
 
 
 def baselines(counts, grey, cats):
-    """Accuracies without a network: of the most frequent colour, and of that of each grey level.
+    """Accuracies without a network: of the most frequent colour, overall and of each grey level.
 
     Takes `colour_counts` of the training pictures, the validation pictures [N, 1, H, W], and their colours.
     """
@@ -588,8 +591,7 @@ def evaluate(model, objective, valid_set, xs, *, about, outdir, file_name, colou
 
 def report(about, metrics, accuracies, measured, outdir):
     """Print what was measured, the course's line last, and write it into metrics_*.json."""
-    results = {**about, **{f'val_{name}': value for name, value in metrics.items()},
-               'baseline_accuracies': accuracies, 'pictures': measured}
+    results = about | with_prefix('val_', metrics) | {'baseline_accuracies': accuracies, 'pictures': measured}
     with whole_file(outdir / f'metrics_{about["model"]}.json') as file:
         file.write(json.dumps(results, indent=2).encode() + b'\n')
     print_result(f'The results are in {outdir}', about['data'])
@@ -893,8 +895,7 @@ def find_weights(value):
             if last := [name for name in weights if re.search(r'\bfinalconv\.', name)]:
                 break
     else:
-        names = ', '.join(map(str, list(dict.keys(value))[:3])) or 'nothing'
-        raise InputError(f'it has {names:.60}, but no finalconv.weight: not a checkpoint of this assignment')
+        raise InputError('it has no finalconv.weight: it is not a checkpoint of this assignment')
     prefix = last[0].partition('finalconv.')[0]  # Lightning's is `model.`
     weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
     for name, tensor in weights.items():
@@ -1271,7 +1272,8 @@ def make_parser(text):
 
 def add_network_flags(flag):
     """The flags of all scripts that say which network; `flag` is add_argument of a group."""
-    flag('--checkpoint', type=file_type, metavar='FILE', help='its weights: training saves them there')
+    flag('--checkpoint', type=file_type, metavar='FILE',
+         help='its weights; training saves them there (default: a file in --outdir)')
     flag('-k', '--kernel', type=int, choices=range(1, 32, 2), metavar='K',
          help=f'odd width of the filters (default: {KERNEL}, or what the checkpoint has)')
     flag('-f', '--num_filters', type=number_type(int, 1, 4096), metavar='F',
@@ -1324,8 +1326,8 @@ examples:
   python colourization.py --model UNet --checkpoint weights/unet_k3_f32.pkl --valid
   python colourization.py --image photo.jpg                        colour your own picture""")
     group = parser.add_argument_group('what to do')
-    group.add_argument('-m', '--model', choices=MODELS, help='the network; it is trained, then evaluated, '
-                       'unless one of these says otherwise:')
+    group.add_argument('-m', '--model', choices=MODELS, help='the network (--image has one, --kmeans needs '
+                       'none); it is trained, then evaluated, unless one of these says otherwise:')
     flag = group.add_mutually_exclusive_group().add_argument
     flag('--valid', action='store_true', help='only evaluate the network in --checkpoint')
     flag('--resume', action='store_true',
@@ -1342,13 +1344,13 @@ examples:
          f'{NUM_COLOURS} of the category in colour/)')
     flag('--prior', type=number_type(int, 1, NUM_LEVELS), nargs='?', const=NUM_LEVELS, default=0, metavar='E',
          help='train it with a table, of E entries, of how probable each colour is at each grey level '
-         '(default: %(const)s)')
+         '(without E: %(const)s)')
     flag('--temperature', type=number_type(float, 0, 100), metavar='T', help='how scores become a colour: '
-         '0 takes the likeliest one, 1 the mean, between them is annealed (default: 0; 1 with --image)')
+         '0 takes the likeliest one, 1 the mean; in between, a blend (default: 0; 1 with --image)')
     add_training_flags(parser.add_argument_group('training').add_argument)
     flag = parser.add_argument_group('your photographs').add_argument
     flag('--image_size', type=number_type(int, 4, 1024), default=IMAGE_SIZE, metavar='N',
-         help='the network sees them with about N x N pixels, and with a half and a quarter of N (default: '
+         help='the network sees them at about N x N pixels, and at a half and a quarter of N (default: '
          '%(default)s)')
     flag('--saturation', type=number_type(float, 0, 100), default=SATURATION, metavar='S',
          help='colours S times as strong as those of the network (default: %(default)s)')

@@ -41,7 +41,6 @@ MIRRORS = [  # the official host is the slowest by far, so it comes last
     'https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz',
 ]
 TIMEOUT = 10  # seconds without a connection, or of silence, after which a mirror is given up
-DISK_IS_FULL = errno.ENOSPC, errno.EFBIG
 
 BATCHES = [*(f'data_batch_{i}' for i in range(1, 6)), 'test_batch']
 PICTURES_A_BATCH = 10_000
@@ -52,7 +51,6 @@ OTHERS = {  # what people have instead, and a pattern of the names of its files 
     'CIFAR-10 in its binary version': r'cifar-10(-batches)?-bin.*|.*_batch.*\.bin',
     'CIFAR-10 in its MATLAB version': r'cifar-10(-batches)?-mat.*|.*_batch.*\.mat',
 }
-MOST_MEMBERS = 1000  # of an archive: a broken one can lead round in a circle
 HORSE = 7  # the class that the assignment colours
 MAX_COLOURS = 256  # the last layer grows with their square, and the scores take memory for each
 # Tags of TIFF
@@ -186,7 +184,7 @@ def read_archive(path):
         with open(path, 'rb') as file:
             packed = start == b'\x1f\x8b'  # some browsers make a .tar of it
             with tarfile.open(fileobj=gzip.open(file) if packed else file, mode='r:') as archive:
-                for member in islice(archive, MOST_MEMBERS):
+                for member in islice(archive, 1000):  # a broken one can lead round in a circle
                     names.update(member.name[:200].split('/'))
                     folder, _, name = member.name.removeprefix('./').partition('/')
                     if folder == FOLDER and name in BATCHES and member.isreg():
@@ -226,7 +224,7 @@ def fetch(folder):
             try:
                 return download_url_to_file(url, folder / ARCHIVE, SHA256, progress=sys.stderr.isatty())
             except (OSError, HTTPException, ValueError, RuntimeError) as e:  # RuntimeError: another SHA-256
-                if isinstance(e, OSError) and e.errno in DISK_IS_FULL:
+                if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EFBIG):  # a full disk
                     raise InputError(f'{folder / ARCHIVE} cannot be written: {e.strerror}') from e
                 reason = one_line(getattr(e, 'reason', None) or e)[:200]
                 failures.append(f'{urlsplit(url).hostname}: {reason}')
