@@ -1473,7 +1473,7 @@ def train_and_evaluate(model, objective, args, *, train_it, name, file_name, che
 
     @torch.no_grad()
     def draw(metrics, epoch):
-        prediction = scores_to_rgb(model.eval()(valid_set[0][:SHOWN]), colours, args.temperature)
+        prediction = scores_to_rgb(model(valid_set[0][:SHOWN]), colours, args.temperature)
         truth = xs[:SHOWN].astype(np.float32) / MAX_PIXEL
         draw_predictions(truth, prediction, args.outdir / f'{file_name}_epoch{epoch:02d}.png', about, metrics)
 

@@ -104,6 +104,7 @@ def tensors(value, **options):
     return lambda path: torch.save(value, path, **options)
 
 
+@pytest.mark.filterwarnings('ignore::torch.jit.TracerWarning')
 @pytest.mark.parametrize('write, words', [
     (content(b''), 'it is empty'),
     (content(POINTER), 'a Git LFS pointer.*lfs pull'),
@@ -190,6 +191,16 @@ def test_first_layer_that_differs_is_named(change, words, tmp_path):
     with pytest.raises(InputError, match=f'w.pkl ?{words}') as end:
         load_model(CNN, tmp_path / 'w.pkl')
     assert 'damaged' not in str(end.value)
+
+
+def test_weights_that_share_memory_in_a_file_have_their_own_in_a_network(tmp_path):
+    state = network(CNN).state_dict()
+    state['rfconv.0.bias'] = state['downconv2.0.bias']
+    torch.save(state, tmp_path / 'w.pkl')
+    model, _ = load_model(CNN, tmp_path / 'w.pkl')
+    with torch.no_grad():
+        model.rfconv[0].bias.add_(1)
+    assert torch.equal(model.downconv2[0].bias, state['downconv2.0.bias'])
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from scipy.ndimage import uniform_filter
 import colourization
 from colourization import CNN, add_prior, colourize, load_model, scores_to_rgb
 from conftest import ROOT, near, peak_memory, unix_only
-from load_data import InputError, read_picture
+from load_data import InputError, jpeg2000_depths, read_picture, what_it_is_instead
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (40, 60, 3), np.uint8)
@@ -550,6 +550,16 @@ def test_slips_get_a_line_that_helps(run_script, tmp_path):
         assert line.startswith(f'error: {name}: ') and re.search(word, line)
 
 
+@pytest.mark.parametrize('start, words', [
+    (b'\xef\xbb\xbf\r\n <!DOCTYPE html>', 'web page'), (b'\n<HTML lang="en">', 'web page'),
+    *((b'\0\0\0\x24ftyp' + brand, 'HEIC') for brand in (b'heic', b'heix', b'mif1', b'msf1')),
+    (b'a plain file', '')])
+def test_start_of_a_file_tells_what_it_is_instead(start, words, tmp_path):
+    (tmp_path / 'a').write_bytes(start + bytes(99))
+    said = what_it_is_instead(tmp_path / 'a')
+    assert words in said and bool(words) == bool(said)
+
+
 def test_pattern_that_the_shell_left_is_expanded(run_script, tmp_path):
     for name in ('b.png', 'a.png', 'a.jpg', '[ab].png', 'c.png'):
         Image.new('L', (8, 8)).save(tmp_path / name)
@@ -632,11 +642,26 @@ def test_jpeg_2000_is_right(mode, tmp_path):
     assert near(read_picture(tmp_path / 'x.jp2').grey * 255, ramp, 0.01)
 
 
+def test_depths_of_jpeg_2000_are_those_of_its_size_segment():
+    """Bits less one, and above them whether a component is signed: ISO 15444-1, table A.11."""
+    segment = struct.pack('>HHHIIIIIIIIH', 0xff51, 38 + 3 * 3, 0, *[8] * 8, 3)
+    file = io.BytesIO(b'\0\0\0\x0cjP  \xff\x4f' + segment + bytes([7, 1, 1, 0x87, 1, 1, 11, 1, 1, 99]))
+    file.seek(5)
+    assert jpeg2000_depths(file) == [8, 8, 12] and file.tell() == 5
+
+
 @pytest.mark.parametrize('name', ['rgb12', 'rgb16', 'la16', 'rgba16'])
 def test_jpeg_2000_that_pillow_garbles_is_refused(name, tmp_path):
     (tmp_path / 'x.jp2').write_bytes(base64.b64decode(DEEP_JPEG_2000[name]))
     with pytest.raises(InputError, match='x.jp2: .* JPEG 2000 above 8 bits: save it as PNG'):
         read_picture(tmp_path / 'x.jp2')
+
+
+def test_pictures_of_one_name_get_a_result_each(run_script, tmp_path):
+    for suffix in ('png', 'bmp', 'gif'):
+        Image.new('L', (8, 8)).save(tmp_path / f'a.{suffix}')
+    done = run_script('colourization.py', '--image', 'a.png', 'a.bmp', 'a.gif')
+    assert done.stdout.splitlines() == [f'Wrote outputs/{name}_colour.png' for name in ('a', 'a_2', 'a_3')]
 
 
 @pytest.mark.parametrize('one, other', [

@@ -815,16 +815,6 @@ def test_wrong_use_gives_one_line(arguments, status, word, tmp_path, monkeypatch
     assert not list(tmp_path.glob('**/*.pkl'))
 
 
-@pytest.mark.parametrize('error', [
-    MemoryError(), torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB'),
-    RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried ...")])
-def test_too_little_memory_is_said_in_one_line(error):
-    def main():
-        raise error
-    with pytest.raises(SystemExit, match='^error: .* memory.*--batch_size$'):
-        run(main)
-
-
 def test_mistakes_of_the_program_itself_are_not_hidden():
     def main():
         raise RuntimeError('shapes do not match')

@@ -216,7 +216,7 @@ def test_mistake_that_mentions_memory_is_not_too_little_of_it(words):
     lambda: (_ for _ in ()).throw(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB')),
     lambda: (_ for _ in ()).throw(RuntimeError('MPS backend out of memory'))])
 def test_too_little_memory_is_told_in_a_line(main):
-    with pytest.raises(SystemExit, match='error: there is not enough memory'):
+    with pytest.raises(SystemExit, match='^error: there is not enough memory.*--batch_size$'):
         run(main)
 
 

@@ -91,14 +91,15 @@ def test_file_that_another_program_has_open_for_a_moment_is_written(tmp_path, mo
 
 
 def test_file_that_stays_open_is_told(tmp_path, monkeypatch):
+    slept = []
     def refuse(old, new):
         raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr(os, 'replace', refuse)
-    monkeypatch.setattr(load_data.time, 'sleep', lambda seconds: None)
+    monkeypatch.setattr(load_data.time, 'sleep', slept.append)
     with pytest.raises(InputError, match='a cannot be written: Permission denied'):
         with whole_file(tmp_path / 'a') as file:
             file.write(b'new')
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and sum(slept) == pytest.approx(1)
 
 
 @pytest.mark.parametrize('name', ['history_CNN.csv', 'training_curve_CNN.png', 'eval_CNN_epoch01.png'])

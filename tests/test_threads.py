@@ -104,6 +104,22 @@ def test_resumed_run_has_as_many_threads_as_before(environment, threads, tmp_pat
     assert used[-1] == threads
 
 
+@pytest.mark.parametrize('flags, chosen', [('', True), ('--resume', False)])
+def test_resumed_run_chooses_no_threads(flags, chosen, run_script, tmp_path, monkeypatch):
+    """So that it can take as many as before, and come to the same bits."""
+    asked = []
+    monkeypatch.delenv('OMP_NUM_THREADS')
+    monkeypatch.setattr(torch, 'set_num_threads', asked.append)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 1)
+    monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
+    if flags:
+        (tmp_path / 'w.pkl.resume').write_bytes(b'broken')
+    run_script('colourization.py', '-m', 'CNN', '-f', 1, '-e', 1, '--data', 'sample', '--checkpoint', 'w.pkl',
+               *flags.split())
+    assert asked == [1] * chosen
+
+
 @pytest.mark.parametrize('script', ['colourization', 'colour_regression', 'activations'])
 @pytest.mark.parametrize('environment, expected', [({}, '20000'), ({'GOMP_SPINCOUNT': '5'}, '5'),
                                                    ({'OMP_WAIT_POLICY': 'active'}, 'None')])
