@@ -572,12 +572,13 @@ def test_every_flag_of_a_training_reaches_it(script, name, file_name, prior, tem
         np.add.at(counts, (levels, get_rgb_cat(training, colours)), 1)
         torch.testing.assert_close(model.prior.data, log_frequencies(torch.from_numpy(counts), 9))
 
+    model.eval()  # as the validation before it leaves it
     draw({'loss': 1.5, 'accuracy': 0.5}, 2)
     panels, _ = drawn[f'{file_name}_epoch02.png']
     truth, prediction = (pictures_in(picture, 10).transpose(0, 3, 1, 2) for _, picture in panels[1:3])
     assert np.array_equal(truth, held_out[:10])
     with torch.no_grad():
-        scores = model.eval()(torch.from_numpy(held_out.mean(axis=1, keepdims=True)))[:10]
+        scores = model(torch.from_numpy(held_out.mean(axis=1, keepdims=True)))[:10]
     assert near(prediction, scores_to_rgb(scores, its_colours, temperature), 1e-5)
 
     arguments, settings = called['evaluate']
