@@ -682,6 +682,7 @@ OPERATIONS = {MyConv2d: 'convolution', MyDilatedConv2d: 'convolution, dilation {
               nn.ReLU: 'ReLU'}
 PARAMETERS = {'weight': 'weights', 'bias': 'biases'}
 
+
 def mosaic(pictures, columns):
     """Tile pictures [N, C, H, W] into one, with gaps of one pixel: [rows * (H + 1) - 1, ..., C]."""
     n, channels, height, width = pictures.shape
@@ -826,6 +827,7 @@ def summary_table(model):
 
 COUNTERS = 'num_batches_tracked', 'n_averaged', 'total_ops', 'total_params'  # which nothing here uses
 SAVE_IT = 'save model.state_dict() with torch.save'
+
 
 def save_checkpoint(model, path, colours=None):
     """Save the weights as a plain state dict; its metadata, which torch ignores, names model and colours."""
@@ -1356,8 +1358,8 @@ examples:
          help='colours S times as strong as those of the network (default: %(default)s)')
     add_file_flags(parser.add_argument_group('data and results').add_argument)
     args = parser.parse_args(argv)
-    if args.kmeans and (args.model or args.colours or args.checkpoint):
-        parser.error('--kmeans only finds colours: leave out --model, --colours and --checkpoint')
+    if args.kmeans and (args.model or args.colours or args.checkpoint or args.hold_out):
+        parser.error('--kmeans finds colours of all: leave out --model, --colours, --checkpoint, --hold_out')
     if args.image:
         args.model = args.model or 'UNet'
         args.checkpoint = args.checkpoint or IMAGE_CHECKPOINT
@@ -1403,8 +1405,7 @@ def load_trained(model, checkpoint, category, colours=None, kernel=None, num_fil
     network, saved = load_model(MODELS[model], checkpoint, kernel, num_filters)
     entries = len(getattr(network, 'prior', ()))
     if prior not in (0, entries):
-        found = f'a prior of {entries} entries' if entries else 'no prior'
-        raise InputError(f'{checkpoint} has {found}: leave out --prior {prior}')
+        raise InputError(f'{checkpoint} has {entries or "no"} entries of a prior: leave out --prior {prior}')
     return network, choose_colours(colours, category, len(network.finalconv.bias), saved, checkpoint)
 
 

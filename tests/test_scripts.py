@@ -765,6 +765,7 @@ def test_without_network_one_line_says_what_to_do(run_script, tmp_path, monkeypa
     ('colourization --image', 2, '--image'),
     ('colourization --kmeans 1', 2, '--kmeans'),
     ('colourization --kmeans 24 --model UNet', 2, '--kmeans'),
+    ('colourization --kmeans 24 --hold_out 500', 2, '--hold_out'),
     ('colourization --model UNet --nonsense', 2, '--nonsense'),
     ('colourization --model UNet --summary --resume', 2, '--summary'),
     ('colourization --model CNN --summary --checkpoint weights/unet_k3_f32.pkl', 1, 'UNet'),
