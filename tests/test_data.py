@@ -795,9 +795,7 @@ def test_archive_comes_from_the_first_mirror_that_serves_it(mirrors, tmp_path, p
     ('hostile_words', 'no no no')])
 def test_mirror_that_misbehaves_is_left_for_the_next(path, reason, server, mirrors, tmp_path):
     mirrors(path, 'good')
-    start = time.monotonic()
     fetch(tmp_path)
-    assert time.monotonic() - start < 15
     assert [p.name for p in tmp_path.iterdir()] == ['cifar-10-python.tar.gz']
     assert (tmp_path / 'cifar-10-python.tar.gz').read_bytes() == server.archive
 

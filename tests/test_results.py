@@ -114,7 +114,7 @@ def test_comparison_is_of_the_test_horses_in_the_ways_that_it_names(tmp_path, mo
 
 @pytest.mark.slow
 def test_readme_of_the_weights_has_the_table_of_the_comparison(cifar10, run_script, tmp_path):
-    done = run_script('outputs/writeup/comparison.py', '--data', cifar10, '--outdir', tmp_path)
+    done = run_script('outputs/writeup/comparison.py', '--data', cifar10, '--outdir', tmp_path, draw=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'comparison.png').stat().st_size > 50_000
     rows = re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', done.stdout, re.MULTILINE)
@@ -129,7 +129,7 @@ def test_readme_of_the_weights_has_the_table_of_the_comparison(cifar10, run_scri
 
 @pytest.mark.slow
 def test_readme_of_the_weights_has_the_table_of_the_photographs(run_script, tmp_path):
-    done = run_script('outputs/writeup/comparison.py', '--image', '--outdir', tmp_path)
+    done = run_script('outputs/writeup/comparison.py', '--image', '--outdir', tmp_path, draw=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / 'photograph.png').stat().st_size > 50_000
     rows = re.findall(r'^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', done.stdout, re.MULTILINE)
