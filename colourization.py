@@ -935,7 +935,7 @@ def check_weights(weights):
         size = tensor.numel() * tensor.element_size()
         if (tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != 'cpu'
                 or not 0 < size <= tensor.untyped_storage().nbytes()):  # it claims more than the file holds
-            raise InputError(f'its {name:.60} is no plain tensor: {SAVE_IT}')
+            raise InputError(f'its {name:.60} is no plain tensor, or damaged: {SAVE_IT}')
         if not (tensor.is_floating_point() and tensor.float().isfinite().all()):
             raise InputError(f'its {name:.60} is not all finite floats: train it again')
         weights[name] = tensor.float().clone(memory_format=torch.contiguous_format)
@@ -965,9 +965,9 @@ def load_model(make_model, path, kernel=None, num_filters=None):
     model, error = build(make_model, weights)
     name = type(model).__name__
     if saved_as not in (None, name):
-        owner = {make.__name__: f'colourization.py --model {flag}' for flag, make in MODELS.items()}.get(
-            saved_as, 'colour_regression.py')
-        raise InputError(f'{path} is a {saved_as:.60}, not a {name}: use it with {owner}')
+        user = ({make.__name__: f'colourization.py or activations.py --model {flag}'
+                 for flag, make in MODELS.items()} | {'RegressionCNN': 'colour_regression.py'}).get(saved_as)
+        raise InputError(f'{path} is a {saved_as:.60}, not a {name}: {user or "no script"} takes it')
     if error:
         words = one_line(str(error).partition(':')[2])  # less 'Error(s) in loading state_dict for UNet'
         raise InputError(f'{path} does not fit a {name} ({words:.200}): name its own model, or build the '
@@ -1016,8 +1016,6 @@ def load_state(path, settings, stateful, generator):
                 part.load_state_dict(state[name])
             generator.set_state(state['generator'])
             history = list(state['history'])
-            if len(history) >= settings['epochs'] or not all('seconds' in record for record in history):
-                raise ValueError('its history is damaged')
             if not threads_are_chosen():  # as many as before, for the same bits
                 torch.set_num_threads(min(state['threads'], torch.get_num_threads()))
             return history
@@ -1251,8 +1249,7 @@ def number_type(kind, low, high=math.inf):
     def parse(text):
         value = kind(text)
         if not low <= value <= high:
-            limits = f'of {low} or more' if high == math.inf else f'from {low} to {high}'
-            raise argparse.ArgumentTypeError(f'{text} is not a number {limits}')
+            raise argparse.ArgumentTypeError(f'{text} is not a number from {low} to {high}')
         return value
     parse.__name__ = 'whole number' if kind is int else 'number'  # argparse says "invalid number value"
     return parse
@@ -1275,7 +1272,7 @@ def make_parser(text):
 def add_network_flags(flag):
     """The flags of all scripts that say which network; `flag` is add_argument of a group."""
     flag('--checkpoint', type=file_type, metavar='FILE',
-         help='its weights; training saves them there (default: a file in --outdir)')
+         help='file of its weights; a training saves them there, by default in --outdir')
     flag('-k', '--kernel', type=int, choices=range(1, 32, 2), metavar='K',
          help=f'odd width of the filters (default: {KERNEL}, or what the checkpoint has)')
     flag('-f', '--num_filters', type=number_type(int, 1, 4096), metavar='F',
@@ -1359,7 +1356,7 @@ examples:
     add_file_flags(parser.add_argument_group('data and results').add_argument)
     args = parser.parse_args(argv)
     if args.kmeans and (args.model or args.colours or args.checkpoint or args.hold_out):
-        parser.error('--kmeans finds colours of all: leave out --model, --colours, --checkpoint, --hold_out')
+        parser.error('--kmeans only finds colours: leave out --model, --colours, --checkpoint, --hold_out')
     if args.image:
         args.model = args.model or 'UNet'
         args.checkpoint = args.checkpoint or IMAGE_CHECKPOINT

@@ -7,15 +7,13 @@ Krizhevsky (2009), Learning Multiple Layers of Features from Tiny Images: 60,000
 32x32 pixels in ten classes.
 """
 
-import errno
 import gzip
+import hashlib
 import io
 import os
 import pickle
 import re
 import secrets
-import socket
-import sys
 import tarfile
 import time
 import warnings
@@ -25,11 +23,11 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import numpy as np
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from torch.hub import download_url_to_file
 from tqdm import tqdm
 
 FOLDER = 'cifar-10-batches-py'
@@ -53,8 +51,7 @@ OTHERS = {  # what people have instead, and a pattern of the names of its files 
 }
 HORSE = 7  # the class that the assignment colours
 MAX_COLOURS = 256  # the last layer grows with their square, and the scores take memory for each
-# Tags of TIFF
-SUBFILE, BITS, PHOTOMETRIC, MAKER, SUB_IFDS, DNG_VERSION = 254, 258, 262, 271, 330, 50706
+SUBFILE, BITS, PHOTOMETRIC, MAKER, SUB_IFDS, DNG_VERSION = 254, 258, 262, 271, 330, 50706  # tags of TIFF
 MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first four are (a) to (d) of F.1
 ASYNCHRONOUS = 'cuda',  # copies may overlap with work; on Apple's GPU they break (pytorch issue 139550)
 ZOOM = 0.25  # at most a quarter closer or farther
@@ -124,13 +121,15 @@ def find_cifar10(where):
     if not where.is_dir() and not is_default:
         raise InputError(f'{where}: there is no such archive or folder: CIFAR-10 is downloaded only into '
                          'data/ (leave --data out) or into an empty folder that you make')
-    for folder in (where, where / FOLDER, *sorted(where.glob(f'*/{FOLDER}'))):
-        if any((folder / name).is_file() for name in BATCHES):
-            return folder  # reading it says what is missing
+    counts = {folder: sum((folder / name).is_file() for name in BATCHES)
+              for folder in (where, where / FOLDER, *sorted(where.glob(f'*/{FOLDER}')))}
+    folder = max(counts, key=counts.get)
+    if counts[folder]:
+        return folder  # reading it says what is missing
     names = sorted(os.listdir(where)) if where.is_dir() else []
     if archive := find_archive(where, names):
         return archive
-    if not is_default and not all(name.startswith('.') or name.endswith('.partial') for name in names):
+    if not is_default and not all(name.startswith('.') for name in names):
         words = known_by_names(names) or (f'no CIFAR-10: put {ARCHIVE} there, or name an empty folder to '
                                           'download it into')
         raise InputError(f'{where}: it holds {words}')
@@ -139,14 +138,10 @@ def find_cifar10(where):
 
 
 def find_archive(where, names):
-    """The archive among the names of files in a folder, or None; InputError if there are several."""
+    """The archive among the names of files in a folder, or None; the usual names come before others."""
     archives = [name for name in names if re.fullmatch(ARCHIVES, name.lower()) and (where / name).is_file()]
-    for usual in (ARCHIVE, f'{FOLDER}.tar.gz'):
-        if usual in archives:
-            return where / usual
-    if len(archives) > 1:
-        raise InputError(f'{where}: it holds {" and ".join(archives)}: name one of them with --data')
-    return where / archives[0] if archives else None
+    usual = [name for name in (ARCHIVE, f'{FOLDER}.tar.gz') if name in archives]
+    return where / (usual + archives)[0] if archives else None
 
 
 def known_by_names(names):
@@ -216,24 +211,35 @@ def read_batch(file):
 
 def fetch(folder):
     """Download the archive into a folder, from the first mirror that serves it unaltered."""
-    failures, is_new, timeout = [], not folder.exists(), socket.getdefaulttimeout()
-    check_writable(folder / ARCHIVE)
-    socket.setdefaulttimeout(TIMEOUT)  # torch.hub sets none
-    try:
-        for url in MIRRORS:
-            try:
-                return download_url_to_file(url, folder / ARCHIVE, SHA256, progress=sys.stderr.isatty())
-            except (OSError, HTTPException, ValueError, RuntimeError) as e:  # RuntimeError: another SHA-256
-                if isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EFBIG):  # a full disk
-                    raise InputError(f'{folder / ARCHIVE} cannot be written: {e.strerror}') from e
-                reason = one_line(getattr(e, 'reason', None) or e)[:200]
-                failures.append(f'{urlsplit(url).hostname}: {reason}')
-    finally:
-        socket.setdefaulttimeout(timeout)
+    failures, is_new = [], not folder.exists()
+    for url in MIRRORS:
+        try:
+            with whole_file(folder / ARCHIVE) as file:
+                file.writelines(receive(url))
+            return
+        except HTTPException as e:
+            failures.append(f'{urlsplit(url).hostname}: {e}')
     if is_new:
         folder.rmdir()
     raise InputError(f'CIFAR-10 could not be fetched ({"; ".join(failures)}). Put {ARCHIVE} into {folder} '
                      'by hand; colourization.py also takes --data sample')
+
+
+def receive(url):
+    """Yield the archive piece by piece as a mirror sends it; HTTPException if that fails."""
+    request, sha256 = Request(url, headers={'User-Agent': 'colourization'}), hashlib.sha256()
+    try:
+        with urlopen(request, timeout=TIMEOUT) as response, tqdm(
+                desc=f'Fetching CIFAR-10 from {urlsplit(url).hostname}', total=response.length, unit='B',
+                unit_scale=True, leave=False, disable=None) as bar:
+            while piece := response.read(1 << 16):
+                yield piece
+                sha256.update(piece)
+                bar.update(len(piece))
+    except (OSError, HTTPException, ValueError) as e:  # ValueError: it redirects to what is no URL
+        raise HTTPException(one_line(getattr(e, 'reason', None) or e)[:200]) from e
+    if sha256.hexdigest() != SHA256:
+        raise HTTPException('what it sent is not the archive')
 
 
 def load_sample():
@@ -408,11 +414,8 @@ def check_colours(colours):
     shape, kind = getattr(colours, 'shape', ()), getattr(getattr(colours, 'dtype', None), 'kind', 'O')
     if len(shape) != 2 or shape[1] != 3 or kind not in 'fiu' or not 2 <= shape[0] <= MAX_COLOURS:
         raise InputError(f'its colours are not a float array [K, 3] with K from 2 to {MAX_COLOURS}')
-    low, high = colours.min(), colours.max()
-    if low >= 0 and 2 < high <= 256:
-        raise InputError('its colours are from 0 to 255: divide them by 256, as the pictures are')
-    if kind != 'f' or not (low >= 0 and high <= 1):  # which is not the same for NaN
-        raise InputError('its colours are not all floats between 0 and 1')
+    if kind != 'f' or not (colours.min() >= 0 and colours.max() <= 1):  # which is not the same for NaN
+        raise InputError('its colours are not floats from 0 to 1: divide those from 0 to 255 by 256')
     return colours.astype(np.float32)
 
 

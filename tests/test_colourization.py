@@ -487,9 +487,10 @@ def test_checkpoint_of_another_model_is_refused_by_name(saved, asked, tmp_path):
     model = RegressionCNN(3, 8) if saved == 'RegressionCNN' else MODELS[saved](3, 8, 24)
     save_checkpoint(model, tmp_path / 'w.pkl')
     names = {'DUNet': 'DilatedUNet'}
-    script = 'colour_regression.py' if saved == 'RegressionCNN' else f'colourization.py --model {saved}'
+    script = ('colour_regression.py' if saved == 'RegressionCNN' else
+              f'colourization.py or activations.py --model {saved}')
     with pytest.raises(InputError, match=f'w.pkl is a {names.get(saved, saved)}, not a '
-                                         f'{names.get(asked, asked)}: use it with {script}$'):
+                                         f'{names.get(asked, asked)}: {script} takes it$'):
         load_model(MODELS[asked], tmp_path / 'w.pkl')
 
 

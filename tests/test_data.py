@@ -257,6 +257,7 @@ def wrong_batches():
     yield 'pictures too small', {b'data': x[:, 1:], b'labels': labels}
     yield 'pictures of floats', {b'data': x.astype('f4'), b'labels': labels}
     yield 'pictures signed', {b'data': x.view('i1'), b'labels': labels}
+    yield 'pictures of objects', {b'data': np.full((2, 2), None), b'labels': labels}
     yield 'pictures not flat', {b'data': x.reshape(10_000, 3, 32, 32), b'labels': labels}
     yield 'pictures turned', {b'data': x.T, b'labels': labels}
     yield 'pictures as bytes', {b'data': x.tobytes(), b'labels': labels}
@@ -471,15 +472,11 @@ def test_archive_is_found_by_the_names_that_browsers_and_keras_give_it(name, dat
     assert shade(data) == shade(data / name) == 7
 
 
-def test_archive_of_several_is_to_be_named_unless_one_has_the_name_of_the_official_one(data):
-    names = ['cifar-10-python (1).tar.gz', 'cifar-10-python.tar']
-    for number, name in enumerate([*names, 'cifar-10-batches-py.tar.gz', 'cifar-10-python.tar.gz']):
+def test_of_several_archives_the_one_with_the_official_name_is_read(data):
+    for number, name in enumerate(['cifar-10-python.tar', 'cifar-10-python (1).tar.gz',
+                                   'cifar-10-batches-py.tar.gz', 'cifar-10-python.tar.gz']):
         pack(data / name, number)
-        if number == 1:
-            assert refusal(data) == f'it holds {names[0]} and {names[1]}: name one of them with --data'
-            assert shade(data / names[1]) == 1
-        else:
-            assert shade(data) == number
+        assert shade(data) == shade(data / name) == number
 
 
 POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:6d95\nsize 31035704\n'
@@ -507,6 +504,8 @@ def test_half_unpacked_folder_is_told(harm, words, data):
         load_cifar10(data)
     unpack(half, 3)
     assert shade(data) == shade(half) == 3
+    shutil.copy(half / 'test_batch', data)  # one that lies about hides nothing
+    assert shade(data) == 3
 
 
 def test_empty_folder_hides_nothing(data):
@@ -587,7 +586,7 @@ def test_mistyped_path_starts_no_download(name, data, monkeypatch):
 
 def test_data_is_fetched_into_the_default_folder_and_into_an_empty_one(data, monkeypatch):
     monkeypatch.setattr(load_data, 'fetch', lambda folder: pack(folder / 'cifar-10-python.tar.gz', 9))
-    put(data, '.gitignore', 'cifar-10-python.tar.gz.1234.partial')  # of a fetch that was killed
+    put(data, '.gitignore', '.cifar-10-python.tar.gz.1234.partial')  # of a fetch that was killed
     assert shade(data) == 9
 
     project = data.parent / 'project'
@@ -789,9 +788,9 @@ def test_archive_comes_from_the_first_mirror_that_serves_it(mirrors, tmp_path, p
     ('refuses', 'refused'), ('missing', 'Not Found'), ('broken', 'Internal Server Error'),
     ('in_a_circle', 'infinite loop'), ('moved_to_no_address', 'URL'), ('moved_to_a_file', 'not allowed'),
     ('silent', 'timed out'), ('hangs', 'timed out'), ('said_to_be_longer', 'timed out'),
-    ('cut_off', 'invalid hash'), ('cut_off_in_chunks', 'IncompleteRead'), ('torn_off', 'reset'),
-    ('said_to_be_shorter', 'invalid hash'), ('altered', 'invalid hash'), ('longer', 'invalid hash'),
-    ('empty', 'invalid hash'), ('page', 'invalid hash'), ('no_http', '220 ftp.example.org ready'),
+    ('cut_off', 'not the archive'), ('cut_off_in_chunks', 'IncompleteRead'), ('torn_off', 'reset'),
+    ('said_to_be_shorter', 'not the archive'), ('altered', 'not the archive'), ('longer', 'not the archive'),
+    ('empty', 'not the archive'), ('page', 'not the archive'), ('no_http', '220 ftp.example.org ready'),
     ('hostile_words', 'no no no')])
 def test_mirror_that_misbehaves_is_left_for_the_next(path, reason, server, mirrors, tmp_path):
     mirrors(path, 'good')
@@ -825,7 +824,6 @@ def test_where_every_mirror_fails_one_line_names_each_and_says_what_to_do(mirror
     assert line.count('127.0.0.1: ') == 4 and '\n' not in line
     by_hand = f'Put cifar-10-python.tar.gz into {tmp_path / "data"} by hand'
     assert line.index('refused') < line.index(by_hand) < line.index('--data sample')
-    assert socket.getdefaulttimeout() is None  # as it was before
     assert list(tmp_path.rglob('*')) == [tmp_path / 'data']
 
 
@@ -853,7 +851,7 @@ def test_ctrl_c_while_fetching_ends_the_program_at_once_and_leaves_nothing(path,
 
 def test_killed_download_is_not_mistaken_for_a_whole_one(program, server, mirrors, tmp_path):
     process = program(['hangs'], FETCH, cwd=tmp_path)
-    while not list(tmp_path.glob('*.partial')):
+    while not any(path.stat().st_size for path in tmp_path.iterdir()):
         assert process.poll() is None
         time.sleep(0.05)
     process.kill()

@@ -237,7 +237,7 @@ def test_three_outputs_may_be_three_colours(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('save, words', [
-    (save_checkpoint, 'is a CNN, .* colourization.py --model CNN'),
+    (save_checkpoint, 'is a CNN, .* colourization.py or activations.py --model CNN takes it'),
     (lambda model, path: torch.save(model.state_dict(), path), 'does not fit .* name its own model, or .*')])
 def test_network_of_colourization_is_called_that(save, words, call, tmp_path):
     save(network(), tmp_path / 'w.pkl')
@@ -316,7 +316,7 @@ def test_colours_are_from_2_to_256(count, fits, tmp_path):
     256 * COLOURS.astype(np.float64)])
 def test_colours_from_0_to_255_are_called_that(colours, tmp_path):
     np.save(tmp_path / 'c.npy', colours)
-    with pytest.raises(InputError, match='c.npy: its colours are from 0 to 255: divide them by 256'):
+    with pytest.raises(InputError, match='c.npy: its colours .* divide those from 0 to 255 by 256'):
         load_colours(tmp_path / 'c.npy')
 
 

@@ -1,7 +1,6 @@
 """Interrupted training: what is on the disk is whole, and --resume goes on as if nothing had happened."""
 
 import csv
-import io
 import multiprocessing
 import random
 import re
@@ -127,12 +126,9 @@ def test_broken_state_is_not_resumed(tmp_path, monkeypatch):
         state.write_bytes(content)
         with pytest.raises(InputError, match='cannot be resumed'):
             training(tmp_path, resume=True)
-    histories = [[1], [{'epoch': 1}], [{'epoch': 1, 'seconds': 1}] * 2]  # of two epochs in all
-    states = [torch.load(io.BytesIO(whole)) | {'history': history} for history in histories]
-    for content in [weights, *states]:
-        torch.save(content, state)
-        with pytest.raises(InputError, match='cannot be resumed'):
-            training(tmp_path, resume=True)
+    torch.save(weights, state)
+    with pytest.raises(InputError, match='cannot be resumed'):
+        training(tmp_path, resume=True)
 
 
 @pytest.mark.parametrize('epoch, promised', [(1, ''), (2, '; --resume goes on after epoch 1')])
