@@ -849,6 +849,7 @@ def test_ctrl_c_while_fetching_ends_the_program_at_once_and_leaves_nothing(path,
     assert not [path for path in tmp_path.rglob('*') if path.is_file()]
 
 
+@pytest.mark.slow  # it starts a process
 def test_killed_download_is_not_mistaken_for_a_whole_one(program, server, mirrors, tmp_path):
     process = program(['hangs'], FETCH, cwd=tmp_path)
     while not any(path.stat().st_size for path in tmp_path.iterdir()):

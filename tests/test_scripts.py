@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
     """A folder where small networks were trained on a part of the sample, and what each printed."""
     folder = tmp_path_factory.mktemp('trained')
     printed = {}
-    for model in ('CNN', 'UNet', 'DUNet'):
+    for model in ('CNN', 'UNet'):
         out, err = (io.TextIOWrapper(io.BytesIO(), 'utf-8', write_through=True) for _ in range(2))
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(folder)
@@ -58,7 +58,7 @@ def trained(tmp_path_factory):
     return folder, printed
 
 
-@pytest.mark.parametrize('model', ['CNN', 'UNet', 'DUNet'])
+@pytest.mark.parametrize('model', ['CNN', 'UNet'])
 def test_training_prints_the_lines_of_the_course_and_leaves_pictures(trained, model):
     folder, printed = trained
     *epochs, last = [line for line in printed[model] if re.match('Epoch|Val Loss', line)]
@@ -87,11 +87,11 @@ def test_training_prints_the_lines_of_the_course_and_leaves_pictures(trained, mo
 @pytest.mark.parametrize('dash', ['--', '–', '—'])
 def test_pasted_dashes_work_and_validation_repeats_what_training_ended_with(trained, dash, run_script):
     folder, printed = trained
-    done = run_script('colourization.py', f'{dash}model', 'DUNet', f'{dash}checkpoint',
-                      folder / 'DUNet.pkl', f'{dash}valid', f'{dash}data=sample',
+    done = run_script('colourization.py', f'{dash}model', 'UNet', f'{dash}checkpoint',
+                      folder / 'UNet.pkl', f'{dash}valid', f'{dash}data=sample',
                       f'{dash[:1]}b', 10, f'{dash[:1]}f4')
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == printed['DUNet'][-1]
+    assert done.stdout.splitlines()[-1] == printed['UNet'][-1]
 
 
 @pytest.mark.parametrize('model', ['CNN', 'UNet', 'DUNet'])
