@@ -36,7 +36,7 @@ def network(make=CNN):
 def test_backend_of_a_notebook_that_is_not_installed_is_no_obstacle(tmp_path):
     """The value that every kernel sets, in a process that cannot import it; whoever imports us keeps it.
 
-    Neither are settings that want a program which is not there either.
+    Nor are settings of matplotlib that need a program which may not be there, LaTeX.
     """
     (tmp_path / 'matplotlibrc').write_text('text.usetex: True\n')
     code = ('import sys; sys.modules["matplotlib_inline"] = None\n'
