@@ -13,12 +13,10 @@ import sys
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # which `python -P` leaves out
 
-from tqdm import tqdm
-
-from colourization import (MODELS, STAGES, add_file_flags, add_network_flags, data_name, draw_pictures,
-                           import_matplotlib, load_trained, make_parser, mosaic, number_type, print_result,
-                           process, run, scores_to_rgb)
-from load_data import InputError, load_cifar10
+from colourization import (MODELS, STAGES, Parser, add_file_flags, add_network_flags, draw_pictures,
+                           import_matplotlib, load_trained, mosaic, names, number_type, print_result, process,
+                           run, scores_to_rgb)
+from load_data import InputError, load_cifar10, progress
 
 import torch  # after colourization, which tells its threads how to wait
 
@@ -53,22 +51,20 @@ def activation_panels(grey, rgb, prediction, maps):
 
 
 def main():
-    parser = make_parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument('index', type=number_type(int, 0), nargs='*', default=[0, 1, 2],
                         help='numbers of validation pictures (default: 0 1 2)')
     flag = parser.add_argument_group('the network').add_argument
     flag('-m', '--model', choices=MODELS, default='CNN', help='default: %(default)s')
     add_network_flags(flag)
-    flag('-c', '--colours', metavar='FILE',
-         help='its colours (default: those of the checkpoint, or the shipped ones)')
+    flag('-c', '--colours', metavar='FILE', help='its colours (default: those of the checkpoint)')
     add_file_flags(parser.add_argument_group('data and results').add_argument)
+    parser.set_defaults(entries=0)
     args = parser.parse_args()
     if not args.checkpoint:
         parser.error('name a trained network with --checkpoint FILE')
-    model, colours = load_trained(args.model, args.checkpoint, args.category, args.colours, args.kernel,
-                                  args.num_filters)
-    name = f'{args.model}_prior' if hasattr(model, 'prior') else args.model
-    data = data_name(args.data, args.category)
+    model, colours = load_trained(args)
+    network, pictures = names(args, model)
     import_matplotlib()
     rgb, grey = process(*load_cifar10(args.data)[1], category=args.category)
     if max(args.index) >= len(rgb):
@@ -77,16 +73,16 @@ def main():
     scores, maps = record_activations(model, torch.from_numpy(grey))
     predictions = scores_to_rgb(scores, colours)
 
-    folders = [args.outdir / f'act_{name}_{index}' for index in args.index]
-    for i, index in enumerate(tqdm(args.index, 'drawing', leave=False, disable=None)):
+    folders = [args.outdir / f'act_{network}_{index}' for index in args.index]
+    for i, index in enumerate(progress(args.index, 'drawing')):
         panels = activation_panels(grey[i], rgb[i], predictions[i], {name: maps[name][i] for name in STAGES})
         for file, panel in panels.items():
             draw_pictures([panel], folders[i] / f'filter_{file}_{index}.png',
-                          f'{name}, picture {index}, {data}', width=5)
+                          f'{network}, picture {index}, {pictures}', width=5)
         draw_pictures(list(panels.values()), folders[i] / f'overview_{index}.png',
-                      f'{name} from grey to colour: picture {index}, {data}', columns=4)
+                      f'{network} from grey to colour: picture {index}, {pictures}', columns=4)
     for folder in folders:
-        print_result(f'Wrote {folder}', data)
+        print_result(f'Wrote {folder}', pictures)
 
 
 if __name__ == '__main__':

@@ -13,8 +13,9 @@ from pathlib import Path
 
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # which `python -P` leaves out
 
-from colourization import (CNN, KERNEL, NUM_FILTERS, add_file_flags, add_network_flags, add_training_flags,
-                           check_checkpoint, load_model, make_parser, run, summary_table, train_and_evaluate)
+from colourization import (CNN, KERNEL, NUM_FILTERS, Parser, add_file_flags, add_network_flags,
+                           add_training_flags, check_checkpoint, default_checkpoint, load_model, run,
+                           summary_table, train_and_evaluate)
 
 import torch  # after colourization, which tells its threads how to wait
 import torch.nn.functional as F
@@ -34,8 +35,9 @@ def regression(outputs, rgb):
     return {'loss': F.mse_loss(outputs, rgb)}
 
 
-def main():
-    parser = make_parser(__doc__)
+def parse_args(argv=None):
+    """Read the command line, and fill in what depends on other flags."""
+    parser = Parser(__doc__)
     group = parser.add_argument_group('what to do')
     modes = group.add_mutually_exclusive_group()
     modes.add_argument('--train', action='store_true',
@@ -43,29 +45,30 @@ def main():
     modes.add_argument('--summary', action='store_true', help='only print the layers of the network')
     group.add_argument('--resume', action='store_true', help='with --train: continue an interrupted training')
     add_network_flags(parser.add_argument_group('the network').add_argument)
-    add_training_flags(parser.add_argument_group('training').add_argument)
+    add_training_flags(parser)
     add_file_flags(parser.add_argument_group('data and results').add_argument)
-    parser.set_defaults(temperature=0.0)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.resume and not args.train:
         parser.error('--resume continues a training: add --train')
+    args.model, args.temperature, args.valid = 'RegressionCNN', 0.0, not args.train
+    if not (args.checkpoint or args.summary):
+        args.checkpoint = default_checkpoint(args, 'regression_cnn') if args.train else CHECKPOINT
+    return args
 
-    checkpoint = args.checkpoint
-    if args.train or (args.summary and not checkpoint):
-        kernel, num_filters = args.kernel or KERNEL, args.num_filters or NUM_FILTERS
-        if args.train:
-            checkpoint = checkpoint or args.outdir / f'regression_cnn_k{kernel}_f{num_filters}.pkl'
-            check_checkpoint(checkpoint, RegressionCNN, args.resume, 'leave out --train, but give')
-        torch.manual_seed(args.seed)
-        model = RegressionCNN(kernel, num_filters)
+
+def main():
+    args = parse_args()
+    if args.checkpoint and not args.train:
+        model, _ = load_model(lambda kernel, num_filters, _: RegressionCNN(kernel, num_filters),
+                              args.checkpoint, args.kernel, args.num_filters)
     else:
-        checkpoint = checkpoint or CHECKPOINT
-        model, _ = load_model(lambda kernel, num_filters, _: RegressionCNN(kernel, num_filters), checkpoint,
-                              args.kernel, args.num_filters)
+        if args.train:
+            check_checkpoint(args.checkpoint, RegressionCNN, args.resume, 'leave out --train, but give')
+        torch.manual_seed(args.seed)
+        model = RegressionCNN(args.kernel or KERNEL, args.num_filters or NUM_FILTERS)
     if args.summary:
         return print(summary_table(model))
-    train_and_evaluate(model, regression, args, train_it=args.train, name='RegressionCNN',
-                       file_name='regression_output', checkpoint=checkpoint)
+    train_and_evaluate(model, regression, args)
 
 
 if __name__ == '__main__':

@@ -131,19 +131,19 @@ class Runs:
         return self.function, self.arguments
 
 
-def training(tmp_path, make=colourization.UNet, *, seed=0, **changes):
+def training(tmp_path, make=colourization.UNet, *, resume=False, **changes):
     """Train a small network on ten pictures of noise; returns the weights that its checkpoint has.
 
     Its curves, which take longer than the training, are not drawn: only their title is written.
     """
-    settings = {'batch_size': 4, 'epochs': 2, 'float32': True} | changes
-    torch.manual_seed(seed)
+    settings = colourization.Settings(**{'network': make.__name__, 'pictures': 'sample pictures',
+                                         'batch_size': 4, 'epochs': 2, 'float32': True} | changes)
+    torch.manual_seed(settings.seed)
     data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(colourization, 'draw_curves', lambda history, path, title: path.write_text(title))
-        colourization.train(make(3, 4, 5), colourization.classification, data, data,
-                            about={'model': make.__name__, 'data': 'sample pictures'},
-                            checkpoint=tmp_path / 'w.pkl', outdir=tmp_path, seed=seed, **settings)
+        colourization.train(make(3, 4, 5), colourization.classification, data, data, settings,
+                            tmp_path / 'w.pkl', tmp_path, resume)
     return torch.load(tmp_path / 'w.pkl', weights_only=True)
 
 

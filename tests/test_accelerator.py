@@ -18,7 +18,8 @@ from PIL import Image
 import colourization
 import load_data
 from colour_regression import RegressionCNN, regression
-from colourization import CNN, AverageOfWeights, DUNet, UNet, add_prior, choose_device, classification
+from colourization import (CNN, AverageOfWeights, DUNet, Settings, UNet, add_prior, choose_device,
+                           classification)
 from load_data import HORSE, MOVES, load_sample
 
 if not hasattr(torch.utils.backend_registration, '_DummyBackendModule'):
@@ -260,10 +261,10 @@ def test_evaluation_on_an_accelerator_gives_what_it_gives_on_the_cpu(command, ca
     assert_each_flag_matters(command, command, on_cpu, call)
 
 
-@pytest.mark.parametrize('make, settings', [
+@pytest.mark.parametrize('make, flags', [
     (UNet, {'augment': MOVES}), (DUNet, {'schedule': 'onecycle'}),
     *(pytest.param(make, {}, marks=pytest.mark.slow) for make in (CNN, RegressionCNN))])
-def test_an_epoch_waits_as_often_with_more_steps(make, settings, tmp_path, monkeypatch):
+def test_an_epoch_waits_as_often_with_more_steps(make, flags, tmp_path, monkeypatch):
     """Each wait of the CPU leaves the accelerator idle: an epoch may have some, a step none."""
     monkeypatch.setattr(colourization, 'draw_curves', lambda *_: None)
     waited = []
@@ -276,9 +277,8 @@ def test_an_epoch_waits_as_often_with_more_steps(make, settings, tmp_path, monke
             add_prior(model, torch.zeros(20, 5))
         with accelerator() as pretended:
             data = grey.to(NAME), target.to(NAME)
-            colourization.train(model.to(NAME), objective, data, data, about={'model': '', 'data': 'noise'},
-                                checkpoint=tmp_path / 'w.pkl', outdir=tmp_path, batch_size=4, epochs=1,
-                                **settings)
+            settings = Settings('network', 'noise', batch_size=4, epochs=1, **flags)
+            colourization.train(model.to(NAME), objective, data, data, settings, tmp_path / 'w.pkl', tmp_path)
         assert pretended.ran[NAME, '_fused_adamw_'] == steps
         waited.append(pretended.waited)
     assert waited[0] == waited[1] > 0

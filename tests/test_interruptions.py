@@ -96,24 +96,25 @@ def test_run_can_be_interrupted_again_and_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('changes, word', [
-    ({'epochs': 5}, 'epochs, 4'), ({'batch_size': 5}, 'batch_size, 4'), ({'seed': 1}, 'seed, 0'),
-    ({'learn_rate': 0.1}, 'learn_rate, 0.001'), ({'schedule': 'onecycle'}, 'schedule, constant'),
-    ({'weight_decay': 0.1}, r'weight_decay, 0\.0'), ({'float32': False}, 'float32, True'),
-    ({'augment': ['flip_lr']}, 'augment'), ({'make': DUNet}, 'model, UNet'),
-    ({'colours': np.full((5, 3), 0.5, np.float32)}, 'colours')])
+    ({'epochs': 5}, 'epochs 4'), ({'batch_size': 5}, 'batch_size 4'), ({'seed': 1}, 'seed 0'),
+    ({'learn_rate': 0.1}, 'learn_rate 0.001'), ({'schedule': 'onecycle'}, 'schedule constant'),
+    ({'weight_decay': 0.1}, r'weight_decay 0\.0'), ({'float32': False}, 'float32 True'),
+    ({'augment': ['flip_lr']}, 'augment'), ({'make': DUNet}, 'network UNet'),
+    ({'pictures': 'CIFAR-10'}, 'pictures sample pictures'), ({'hold_out': 9}, 'hold_out 0'),
+    ({'colours': [[0.5, 0.5, 0.5]] * 5}, 'colours None')])
 def test_run_is_not_resumed_with_other_flags(changes, word, tmp_path, monkeypatch):
     interrupted_after(STEPS + 1, monkeypatch, tmp_path, epochs=4)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    with pytest.raises(InputError, match=f'another {word}.*leave out --resume'):
+    with pytest.raises(InputError, match=f'no interrupted run .* begun with {word}.*give the same flags'):
         training(tmp_path, resume=True, **{'epochs': 4, **changes})
     assert before == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
 
 def test_nothing_is_resumed_where_nothing_was_interrupted(tmp_path):
-    with pytest.raises(InputError, match='is finished'):
+    with pytest.raises(InputError, match='w.pkl.resume: no interrupted run of these flags'):
         training(tmp_path, resume=True)
     training(tmp_path)
-    with pytest.raises(InputError, match='is finished'):
+    with pytest.raises(InputError, match='w.pkl.resume: no interrupted run of these flags'):
         training(tmp_path, resume=True)
 
 
@@ -124,21 +125,21 @@ def test_broken_state_is_not_resumed(tmp_path, monkeypatch):
     weights = torch.load(tmp_path / 'w.pkl', weights_only=True)
     for content in [whole[:len(whole) * tenth // 10] for tenth in range(10)] + [b'not a state']:
         state.write_bytes(content)
-        with pytest.raises(InputError, match='cannot be resumed'):
+        with pytest.raises(InputError, match='w.pkl.resume: no interrupted run'):
             training(tmp_path, resume=True)
     torch.save(weights, state)
-    with pytest.raises(InputError, match='cannot be resumed'):
+    with pytest.raises(InputError, match='w.pkl.resume: no interrupted run'):
         training(tmp_path, resume=True)
 
 
-@pytest.mark.parametrize('epoch, promised', [(1, ''), (2, '; --resume goes on after epoch 1')])
+@pytest.mark.parametrize('epoch, promised', [(1, ''), (2, '; --resume goes on after the last whole epoch')])
 def test_only_epochs_whose_state_was_saved_are_promised(epoch, promised, tmp_path, monkeypatch, capsys):
     real = colourization.save_state
 
-    def interrupted(path, settings, parts, generator, history):
+    def interrupted(path, settings, stateful, generator, history):
         if len(history) == epoch:
             raise KeyboardInterrupt
-        real(path, settings, parts, generator, history)
+        real(path, settings, stateful, generator, history)
 
     monkeypatch.setattr(colourization, 'save_state', interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -201,8 +202,9 @@ def test_script_resumes_what_was_interrupted(run_script, tmp_path, monkeypatch):
         patch.setattr(load_data, 'batches', interrupted)
         done = run_script(*words, 'parts.pkl')
     assert done.returncode == 130
-    assert done.stderr == 'interrupted: the weights so far are in parts.pkl; --resume goes on after epoch 1\n'
-    assert fails(run_script(*words, 'parts.pkl', '--resume', '--hold_out', 9), 1, 'another hold_out, 0)')
+    assert done.stderr == ('interrupted: the weights so far are in parts.pkl; --resume goes on after the '
+                           'last whole epoch\n')
+    assert fails(run_script(*words, 'parts.pkl', '--resume', '--hold_out', 9), 1, 'begun with hold_out 0)')
     done = run_script(*words, 'parts.pkl', '--resume')
     assert done.stderr == '' and done.stdout.startswith('Epoch [2/2], Loss')
     whole, parts = (torch.load(tmp_path / name, weights_only=True) for name in ('whole.pkl', 'parts.pkl'))
@@ -260,7 +262,7 @@ def test_killed_script_is_resumed(tmp_path):
     assert start('whole').communicate(timeout=100)[1] == ''
     end_in_epoch(3, signal.SIGKILL)
     errors = end_in_epoch(5, signal.SIGINT, '--resume')
-    assert re.fullmatch(r'interrupted: .*cnn_prior_k3_f4.pkl; --resume goes on after epoch [45]\n', errors)
+    assert re.fullmatch(r'interrupted: .*cnn_prior_k3_f4.pkl; --resume goes on after the last .*\n', errors)
     output, errors = start('parts', '--resume').communicate(timeout=100)
     assert errors == '' and re.match(r'Epoch \[[56]/6\], Loss', output)
     name = 'outputs/cnn_prior_k3_f4.pkl'

@@ -74,6 +74,19 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     assert experiments.PAGE.read_text('utf-8') == experiments.page(experiments.read_table(experiments.RUNS))
 
 
+def test_colourfulness_equals_the_paper_written_out():
+    rng = np.random.default_rng(2)
+    rgb = rng.random((3, 3, 6, 7))
+    expected = []
+    for picture in rgb:
+        rg = [255 * (r - g) for r, g in zip(picture[0].ravel(), picture[1].ravel())]
+        yb = [255 * (0.5 * (r + g) - b) for r, g, b in zip(*picture.reshape(3, -1))]
+        expected.append(np.hypot(np.std(rg), np.std(yb)) + 0.3 * np.hypot(np.mean(rg), np.mean(yb)))
+    assert comparison.colourfulness(rgb) == pytest.approx(np.mean(expected))
+    grey = np.repeat(rng.random((2, 1, 4, 4)), 3, axis=1)
+    assert comparison.colourfulness(grey) == pytest.approx(0, abs=1e-9)
+
+
 def test_comparison_is_of_the_test_horses_in_the_ways_that_it_names(tmp_path, monkeypatch, capsys):
     rng = np.random.default_rng(0)
     train, test = ((rng.integers(0, 256, (30, 3, 32, 32), np.uint8),

@@ -23,7 +23,8 @@ import activations
 import colourization
 import load_data
 from colour_regression import RegressionCNN
-from colourization import get_rgb_cat, log_frequencies, run, scores_to_rgb
+from colourization import (Settings, get_rgb_cat, log_frequencies, parse_args, report, run,
+                           scores_to_rgb)
 from conftest import ROOT, fails, near, obey_ctrl_c, part_of_sample, peak_memory, read_once, unix_only
 from load_data import load_cifar10
 
@@ -113,7 +114,6 @@ def test_regression_is_evaluated(run_script, tmp_path):
     metrics = json.loads((tmp_path / 'outputs/metrics_RegressionCNN.json').read_text('utf-8'))
     assert metrics['val_loss'] == pytest.approx(float(loss), abs=1e-5)
     assert metrics['pictures']['prediction']['mean_squared_error'] == pytest.approx(float(loss), rel=0.02)
-    assert metrics['pictures']['truth']['mean_squared_error'] == 0
 
 
 def shipped_weights():
@@ -364,8 +364,7 @@ def test_evaluation_is_of_the_category_and_equals_a_network_run_by_hand(flags, m
         baselines = {'most_frequent_colour': (nearest[1] == most).mean(),
                      'most_frequent_colour_of_grey_level': (nearest[1] == (most + dark) % 3).mean()}
     with_grey = (predicted - predicted.mean(axis=1, keepdims=True) + grey).clip(0, 1)
-    pictures = {'grey': grey.repeat(3, axis=1), 'prediction': predicted, 'grey_put_back': with_grey,
-                'truth': true}
+    pictures = {'grey': grey.repeat(3, axis=1), 'prediction': predicted, 'grey_put_back': with_grey}
     errors = {row: np.square(rgb - true).mean() for row, rgb in pictures.items()}
 
     reported = json.loads((tmp_path / f'outputs/metrics_{name}.json').read_text('utf-8'))
@@ -375,10 +374,7 @@ def test_evaluation_is_of_the_category_and_equals_a_network_run_by_hand(flags, m
     assert reported['baseline_accuracies'] == pytest.approx(baselines)
     assert {row: measured['mean_squared_error'] for row, measured in reported['pictures'].items()} == (
         pytest.approx(errors, rel=1e-4))
-    for row, rgb in pictures.items():
-        assert reported['pictures'][row]['colourfulness'] == pytest.approx(
-            colourization.colourfulness(rgb), rel=1e-4, abs=1e-4)
-    assert reported['data'] == 'class 3 of CIFAR-10' and reported['hold_out'] == 30 * held_out
+    assert reported['data'] == 'category 3 of CIFAR-10' and reported['hold_out'] == 30 * held_out
 
     *lines, last = capsys.readouterr().out.splitlines()
     printed = dict(line.split(': ', 1) for line in lines if ': ' in line)
@@ -390,11 +386,11 @@ def test_evaluation_is_of_the_category_and_equals_a_network_run_by_hand(flags, m
         assert printed[row.replace('_', ' ').capitalize()] == f'accuracy {accuracy:.1%}'
     assert float(last.split()[2].strip(',')) == pytest.approx(metrics['loss'], abs=1.1e-4)
 
-    assert curve_title == f'{name}, trained on class 3 of CIFAR-10'
+    assert curve_title == f'{name}, trained on category 3 of CIFAR-10'
     final = 'regression_output' if name == 'RegressionCNN' else f'eval_{name}'
     for picture in (f'{final}.png', f'{final}_epoch01.png'):
         panels, title = drawn[picture]
-        assert title == f'{name}, class 3 of CIFAR-10: {last}'
+        assert title == f'{name}, category 3 of CIFAR-10: {last}'
         for (_, ours), by_hand in zip(panels, (grey, true, predicted, with_grey), strict=True):
             assert near(pictures_in(ours, 10), by_hand[:10].transpose(0, 2, 3, 1), 1e-5)
 
@@ -405,7 +401,7 @@ def test_evaluation_is_of_the_category_and_equals_a_network_run_by_hand(flags, m
 
 
 @pytest.mark.parametrize('category, called', [
-    (3, 'class 3 of CIFAR-10'), (7, 'the horses of CIFAR-10'), ('all', 'CIFAR-10')])
+    (3, 'category 3 of CIFAR-10'), (7, 'the horses of CIFAR-10'), ('all', 'CIFAR-10')])
 def test_activations_are_those_of_the_pictures_asked_for(category, called, mixed, call_script, tmp_path):
     """Every panel against the network run by hand, stage by stage."""
     _, (xs, ys), colours = mixed
@@ -508,7 +504,7 @@ def test_pictures_that_a_network_is_trained_and_validated_on(script, flags, trai
         tmp_path / 'c.npy' if 'c.npy' in flags else ROOT / 'colour/colour_kmeans24_cat7.npy')
     used = []
     monkeypatch.setattr(colourization, 'load_cifar10', lambda where: ((xs, ys), test))
-    monkeypatch.setattr(colourization, 'train', lambda model, objective, *sets, **_: used.extend(sets))
+    monkeypatch.setattr(colourization, 'train', lambda model, objective, *sets, **_: used.extend(sets[:2]))
     call_script(f'{script} -f 1 {flags}')
     for (x, target), name in zip(used, (trained_on, validated_on), strict=True):
         torch.testing.assert_close(x, grey[name])
@@ -529,7 +525,8 @@ def called(monkeypatch):
         monkeypatch.setattr(colourization, name, call)
     note('load_cifar10', (data, data))
     note('train', None)
-    note('evaluate', {'loss': 0})
+    note('evaluate', ({'loss': 0}, {}))
+    note('report', None)
     return called, data
 
 
@@ -548,17 +545,14 @@ def test_every_flag_of_a_training_reaches_it(script, name, file_name, prior, tem
         f'{script} -k 5 -f 2 --checkpoint w.pkl -b 7 -e 3 -l 0.02 --schedule onecycle --weight_decay 0.3 '
         '--augment zoom shift_ud --hold_out 12 -s 6 --float32 --plot --resume --data there --category 3 '
         '--outdir results')
-    (model, _, (grey, _), valid_set), settings = called['train']
-    draw = settings.pop('draw')
-    saved, its_colours = settings.pop('colours'), None if name == 'RegressionCNN' else colours
-    assert np.array_equal(saved, its_colours)
-    about = {'model': name, 'kernel': 5, 'num_filters': 2, 'data': 'class 3 of CIFAR-10', 'prior': prior,
-             'hold_out': 12}
+    (model, _, (grey, _), valid_set, settings, *others), draw = called['train']
+    its_colours = None if name == 'RegressionCNN' else colours
     assert called['load_cifar10'] == (('there',), {})
-    assert settings == {
-        'about': about, 'checkpoint': Path('w.pkl'), 'outdir': Path('results'), 'batch_size': 7, 'epochs': 3,
-        'learn_rate': 0.02, 'schedule': 'onecycle', 'weight_decay': 0.3, 'augment': ['zoom', 'shift_ud'],
-        'seed': 6, 'float32': True, 'resume': True}
+    assert settings == Settings(
+        name, 'category 3 of CIFAR-10', batch_size=7, epochs=3, learn_rate=0.02, schedule='onecycle',
+        weight_decay=0.3, augment=['shift_ud', 'zoom'], hold_out=12, seed=6, float32=True,
+        colours=None if its_colours is None else colours.tolist())
+    assert others == [Path('w.pkl'), Path('results'), True]
 
     bound = 1 / 5  # of the first filters, of 1x5x5 weights, which the seed decides
     weight = torch.empty(2, 1, 5, 5).uniform_(-bound, bound, generator=torch.Generator().manual_seed(6))
@@ -573,7 +567,7 @@ def test_every_flag_of_a_training_reaches_it(script, name, file_name, prior, tem
         torch.testing.assert_close(model.prior.data, log_frequencies(torch.from_numpy(counts), 9))
 
     model.eval()  # as the validation before it leaves it
-    draw({'loss': 1.5, 'accuracy': 0.5}, 2)
+    draw['draw']({'loss': 1.5, 'accuracy': 0.5}, '_epoch02')
     panels, _ = drawn[f'{file_name}_epoch02.png']
     truth, prediction = (pictures_in(picture, 10).transpose(0, 3, 1, 2) for _, picture in panels[1:3])
     assert np.array_equal(truth, held_out[:10])
@@ -581,25 +575,26 @@ def test_every_flag_of_a_training_reaches_it(script, name, file_name, prior, tem
         scores = model(torch.from_numpy(held_out.mean(axis=1, keepdims=True)))[:10]
     assert near(prediction, scores_to_rgb(scores, its_colours, temperature), 1e-5)
 
-    arguments, settings = called['evaluate']
-    assert arguments[0] is model and arguments[2] is valid_set
-    assert settings['about'].items() >= (about | {'checkpoint': 'w.pkl', 'seed': 6,
-                                                  'temperature': temperature}).items()
-    assert settings['outdir'] == Path('results') and settings['file_name'] == file_name
-    assert settings['temperature'] == temperature
-    assert np.array_equal(settings['colours'], its_colours)
+    (evaluated, _, its_valid_set, true_pictures, used_colours, used_temperature), _ = called['evaluate']
+    assert evaluated is model and its_valid_set is valid_set and used_temperature == temperature
+    assert np.array_equal(true_pictures, held_out * 256) and np.array_equal(used_colours, its_colours)
+    assert {f'{file_name}.png', f'{file_name}_epoch02.png'} == drawn.keys()
+    (_, reported, about, *_), _ = called['report']
+    assert reported is model and about['network'] == name and about['pictures'] == 'category 3 of CIFAR-10'
 
 
 @pytest.mark.parametrize('command, checkpoint, temperature', [
     ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl --temperature 2', 'cnn_k3_f32.pkl', 2),
     ('colour_regression', 'regression_cnn_k3_f32.pkl', 0)])
-def test_evaluation_does_not_train_and_tells_no_seed(command, checkpoint, temperature, called, call_script):
+def test_evaluation_does_not_train_and_tells_no_seed(command, checkpoint, temperature, called, call_script,
+                                                     tmp_path, monkeypatch):
     called, _ = called
+    monkeypatch.setattr(colourization, 'report', report)
     call_script(f'{command} -s 6 --hold_out 4')
-    about = called['evaluate'][1]['about']
-    assert 'train' not in called and about['seed'] is None
-    assert about.items() >= {'checkpoint': checkpoint, 'hold_out': 4, 'temperature': temperature,
-                             'kernel': 3, 'num_filters': 32, 'data': 'the horses of CIFAR-10'}.items()
+    told = json.loads(next(tmp_path.glob('outputs/metrics_*.json')).read_text('utf-8'))
+    assert 'train' not in called and told['seed'] is None
+    assert told.items() >= {'checkpoint': checkpoint, 'hold_out': 4, 'temperature': temperature,
+                            'kernel': 3, 'num_filters': 32, 'data': 'the horses of CIFAR-10'}.items()
 
 
 @pytest.mark.parametrize('command, checkpoint', [
@@ -609,8 +604,8 @@ def test_evaluation_does_not_train_and_tells_no_seed(command, checkpoint, temper
 def test_checkpoint_is_called_after_its_network(command, checkpoint, called, call_script):
     called, _ = called
     call_script(command)
-    assert called['train'][1]['checkpoint'] == Path(checkpoint)
-    assert called['evaluate'][1]['about']['checkpoint'] == Path(checkpoint).name
+    assert called['train'][0][5] == Path(checkpoint)
+    assert called['report'][0][0].checkpoint == Path(checkpoint)
 
 
 @pytest.mark.parametrize('category', [7, 'all'])
@@ -623,11 +618,11 @@ def test_colours_are_counted_in_the_category_whatever_a_network_is_trained_on(ca
     pairs = np.stack([rgb.sum(axis=1, keepdims=True) * 256, get_rgb_cat(rgb, colours)]).astype(int)
     expected = np.zeros((766, 3), int)
     np.add.at(expected, tuple(pairs), 1)
-    for trained_on in (None, 7, 'all'):
-        train_set, _, _, counts = colourization.load_sets('', category, 0, colours, torch.device('cpu'),
-                                                          trained_on)
+    for flags in (['--valid', '--checkpoint', 'w.pkl'], [], ['--augment', 'classes']):
+        args = parse_args(['-m', 'CNN', '--category', str(category), *flags])
+        train_set, _, _, counts = colourization.load_sets(args, colours, torch.device('cpu'))
         assert np.array_equal(counts, expected)
-        assert (train_set is None) == (trained_on is None)
+        assert (train_set is None) == args.valid
 
 
 def test_colours_of_a_checkpoint_need_not_be_repeated(run_script, tmp_path):
@@ -770,25 +765,25 @@ def test_without_network_one_line_says_what_to_do(run_script, tmp_path, monkeypa
     ('colourization --model UNet --summary --resume', 2, '--summary'),
     ('colourization --model CNN --summary --checkpoint weights/unet_k3_f32.pkl', 1, 'UNet'),
     ('colour_regression --summary --train', 2, '--summary'),
-    ("colourization --model UNet --data ''", 1, '--data'),
+    ("colourization --model UNet --data ''", 1, 'no CIFAR-10'),
     ('colourization -m UNet --valid --checkpoint missing.pkl', 1, 'missing.pkl'),
     ('colourization -m CNN --valid --checkpoint weights/unet_k3_f32.pkl', 1, 'UNet'),
-    ('colourization -m UNet --valid --checkpoint weights/dunet_k3_f32.pkl', 1, 'DUNet'),
+    ('colourization -m UNet --valid --checkpoint weights/dunet_k3_f32.pkl', 1, 'is a DilatedUNet, not'),
     ('colourization -m CNN --valid --checkpoint weights/regression_cnn_k3_f32.pkl', 1, 'RegressionCNN'),
     ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl -f 16', 1, '-f 32'),
     ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl -k 5', 1, '-k 3'),
     ('colourization -m CNN --valid --checkpoint weights/cnn_k3_f32.pkl '
      '-c colour/colour_kmeans16_cat7.npy', 1, '16'),
-    ('colourization -m CNN --valid --checkpoint colour/colour_kmeans16_cat7.npy', 1, 'no file that'),
-    ('colourization -m CNN -c missing.npy', 1, '--colours'),
-    ('colourization -m CNN --category 3', 1, '--kmeans 24 --category 3'),
+    ('colourization -m CNN --valid --checkpoint colour/colour_kmeans16_cat7.npy', 1, 'no weights of'),
+    ('colourization -m CNN -c missing.npy', 1, 'missing.npy: no file of colours'),
+    ('colourization -m CNN --category 3', 1, '--kmeans K --category C'),
     ('colourization -m CNN -c weights/cnn_k3_f32.pkl', 1, 'colours'),
     ('colourization -m CNN --checkpoint .', 1, 'folder'),
     ('colourization -m CNN --data missing.tar.gz', 1, 'missing.tar.gz'),
-    ('activations --data dta --checkpoint weights/cnn_k3_f32.pkl', 1, 'dta: there is no such'),
+    ('activations --data dta --checkpoint weights/cnn_k3_f32.pkl', 1, 'dta: no CIFAR-10'),
     ('colourization -m CNN --data text', 1, 'text'),
-    ('colourization -m CNN --outdir text', 1, 'text cannot be a folder'),
-    ('colourization -m CNN --checkpoint text/w.pkl', 1, 'text cannot be a folder'),
+    ('colourization -m CNN --outdir text', 1, 'cannot be written'),
+    ('colourization -m CNN --checkpoint text/w.pkl', 1, 'text/w.pkl cannot be written'),
     ('colour_regression --checkpoint weights/cnn_k3_f32.pkl', 1, 'CNN'),
     ('colour_regression --checkpoint missing.pkl', 1, 'missing.pkl'),
     ('colour_regression -k 5', 1, '-k 3'), ('colour_regression -f 16', 1, '-f 32'),

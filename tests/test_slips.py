@@ -20,8 +20,8 @@ import torch
 
 import colourization
 import load_data
-from colourization import UNet, draw_pictures, parse_args, run
-from conftest import ROOT, WRITEUP, fails, part_of_sample, training, unix_only
+from colourization import draw_pictures, parse_args, run
+from conftest import ROOT, WRITEUP, fails, part_of_sample, unix_only
 from load_data import InputError, check_writable
 
 FLAGS = ['-m', 'CNN', '-f', 2, '-e', 2, '--data', 'sample', '--checkpoint', 'w.pkl']
@@ -88,7 +88,7 @@ def goes_on_after_its_first_epoch(run_script, folder):
     assert (folder / 'outputs/history_CNN.csv').read_text('utf-8').count('\n') == 2
     state, weights = ((folder / name).read_bytes() for name in ('w.pkl.resume', 'w.pkl'))
     done = run_script('colourization.py', *FLAGS)
-    assert fails(done, 1, 'w.pkl.resume', '--resume', 'remove')
+    assert fails(done, 1, 'w.pkl.resume', '--resume', 'another --checkpoint')
     assert state == (folder / 'w.pkl.resume').read_bytes() and weights == (folder / 'w.pkl').read_bytes()
     done = run_script('colourization.py', *FLAGS, '--resume')
     return ((done.returncode, done.stderr) == (0, '') and done.stdout.startswith('Epoch [2/2]')
@@ -101,7 +101,7 @@ def test_interrupted_training_says_where_it_is_and_goes_on(run_script, monkeypat
         done = run_script('colourization.py', *FLAGS, draw=True)
     assert done.returncode == 130
     assert done.stderr.splitlines() == [
-        'interrupted: the weights so far are in w.pkl; --resume goes on after epoch 1']
+        'interrupted: the weights so far are in w.pkl; --resume goes on after the last whole epoch']
     assert (tmp_path / 'outputs/training_curve_CNN.png').stat().st_size > 1000
     assert goes_on_after_its_first_epoch(run_script, tmp_path)
 
@@ -345,19 +345,12 @@ def test_lists_add_up():
     assert parse_args(['-m', 'UNet']).augment == []
 
 
-def test_order_of_augmentations_makes_no_other_run(tmp_path, monkeypatch):
-    real = load_data.batches
-    calls = []
-
-    def batches(*arguments):
-        calls.append(None)
-        if len(calls) == 3:  # training, validating, training
-            raise KeyboardInterrupt
-        return real(*arguments)
+def test_order_of_augmentations_makes_no_other_run(run_script, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
-        patch.setattr(colourization, 'batches', batches)
-        with pytest.raises(KeyboardInterrupt):
-            training(tmp_path, augment=['zoom', 'flip_lr', 'zoom'])
-    assert training(tmp_path, augment=['flip_lr', 'zoom'], resume=True)
-    with pytest.raises(InputError, match='resume'):
-        training(tmp_path, make=UNet, augment=['flip_lr'], resume=True)
+        ends(patch, interrupt, STEPS + 1)
+        done = run_script('colourization.py', *FLAGS, '--augment', 'zoom', 'flip_lr', 'zoom')
+    assert done.returncode == 130
+    flags = [*FLAGS, '--resume', '--augment']
+    assert fails(run_script('colourization.py', *flags, 'flip_lr'), 1, 'augment', 'flip_lr', 'zoom')
+    done = run_script('colourization.py', *flags, 'flip_lr', 'zoom')
+    assert (done.returncode, done.stderr) == (0, '')

@@ -96,7 +96,7 @@ def test_file_that_stays_open_is_told(tmp_path, monkeypatch):
         raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr(os, 'replace', refuse)
     monkeypatch.setattr(load_data.time, 'sleep', slept.append)
-    with pytest.raises(InputError, match='a cannot be written: Permission denied'):
+    with pytest.raises(InputError, match='a cannot be written .Permission denied.: choose'):
         with whole_file(tmp_path / 'a') as file:
             file.write(b'new')
     assert not list(tmp_path.iterdir()) and sum(slept) == pytest.approx(1)
@@ -176,7 +176,7 @@ def test_read_only_file_system_names_the_file_and_not_a_hidden_one(tmp_path, mon
         raise OSError(30, 'Read-only file system', str(arguments[0]))
     monkeypatch.setattr(load_data, 'open', refuse, raising=False)
     monkeypatch.setattr(load_data.Path, 'unlink', refuse)
-    with pytest.raises(InputError, match='a.png cannot be written: Read-only file system$'):
+    with pytest.raises(InputError, match='a.png cannot be written .Read-only file system.: choose'):
         check_writable(tmp_path / 'a.png')
 
 
@@ -247,7 +247,7 @@ def test_training_does_not_replace_shipped_weights(run_script, monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, 'argv', ['c', '-m', 'CNN', '-f', '2', '-e', '1', '--data', 'sample',
                                       '--checkpoint', 'weights/cnn_k3_f16.pkl'])
-    with pytest.raises(InputError, match='not replaced by a training: add --valid .* remove it first'):
+    with pytest.raises(InputError, match='not replaced by the training of a CNN: .* add --valid'):
         colourization.main()
     assert (tmp_path / 'weights/cnn_k3_f16.pkl').read_bytes() == before
     (tmp_path / 'weights/cnn_k3_f16.pkl').unlink()
@@ -292,8 +292,7 @@ def test_parametrisations_have_to_be_removed_before_saving(parametrize, layer, t
     model = network()
     parametrize(model.finalconv if layer == 'finalconv' else model.rfconv[0])
     torch.save(model.state_dict(), tmp_path / 'w.pkl')
-    words = f'its {layer}.* is of weight_norm, spectral_norm or pruning: remove'
-    with pytest.raises(InputError, match=words):
+    with pytest.raises(InputError, match='w.pkl: no weights of this assignment'):
         load_model(CNN, tmp_path / 'w.pkl')
 
 
@@ -305,11 +304,6 @@ def test_mmap_set_by_the_caller_is_no_obstacle(tmp_path):
         assert torch.equal(load_model(CNN, tmp_path / 'w.pkl')[0](GREY), network()(GREY))
     finally:
         config.load.mmap = before
-
-
-def test_folder_as_a_checkpoint_is_refused(run_script, tmp_path):
-    done = run_script('colourization.py', '-m', 'CNN', '-e', 1, '--data', 'sample', '--checkpoint', 'new/')
-    assert fails(done, 2, 'new/ is a folder') and not list(tmp_path.iterdir())
 
 
 def test_second_start_is_told_that_the_first_may_be_going_on(run_script, tmp_path):

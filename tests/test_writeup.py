@@ -109,7 +109,8 @@ def test_pictures_of_a_training_are_judged_by_the_mean_of_the_colours_and_the_gr
     pictures = torch.from_numpy(grey), torch.zeros(2, 1, 32, 32, dtype=torch.int16)
     monkeypatch.setitem(writeup.PLANNED, 'tiny', (UNet, (), 2, 1, 1))
     monkeypatch.setattr(writeup, 'training_pictures', lambda *_: (pictures, pictures, rgb))
-    monkeypatch.setattr(writeup, 'train', lambda *_, **settings: [{'epoch': settings['epochs']}])
+    monkeypatch.setattr(writeup, 'train', lambda model, objective, train_set, valid_set, settings, *_: [
+        {'epoch': settings.epochs}])
     run = writeup.train_short('tiny', 5, 'nowhere')
 
     torch.manual_seed(5)

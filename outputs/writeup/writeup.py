@@ -40,11 +40,11 @@ import experiments  # noqa: E402
 from activations import record_activations  # noqa: E402
 from colour_regression import RegressionCNN, regression  # noqa: E402
 from colourization import (CNN, MODELS, STAGES, DUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
-                           architecture, baselines, classification, colour_counts, draw_curves,
-                           draw_pictures, get_cat_rgb, get_rgb_cat, grey_levels, measure_pictures, load_model,
-                           log_frequencies, mosaic, number_type, process, psnr, put_grey_back, run,
+                           Settings, architecture, baselines, classification, colour_counts, draw_pictures,
+                           figure_file, get_cat_rgb, get_rgb_cat, grey_levels, load_model, log_frequencies,
+                           mosaic, number_type, plot_curves, process, psnr, put_grey_back, run,
                            run_validation_step, scores_to_rgb, train)
-from comparison import PAPER  # noqa: E402
+from comparison import PAPER, measure_pictures  # noqa: E402
 from experiments import read_table, write_table  # noqa: E402
 from load_data import InputError, batches, hold_out, load_cifar10, load_colours, whole_file  # noqa: E402
 
@@ -124,9 +124,9 @@ def train_short(name, seed, data):
         cut(model, what)
     train_set, valid_set, rgb = training_pictures(data, enlargement)
     with tempfile.TemporaryDirectory() as folder:
-        history = train(model, classification, train_set, valid_set,
-                        about={'model': name, 'data': 'the horses of CIFAR-10'}, outdir=Path(folder),
-                        checkpoint=Path(folder, 'weights.pkl'), epochs=epochs, seed=seed, **SHORT)
+        settings = Settings(name, 'the horses of CIFAR-10', epochs=epochs, seed=seed, **SHORT)
+        history = train(model, classification, train_set, valid_set, settings, Path(folder, 'weights.pkl'),
+                        Path(folder))
     painted = paint(outputs(model.eval(), valid_set[0]), 1)
     (error, _), (back, _), (colourful, _) = judge_one(painted, rgb, valid_set[0].numpy())
     return {'run': name, 'seed': str(seed)} | history[-1] | {
@@ -320,7 +320,7 @@ def rgb_to_lab(rgb):
 
 
 def ciede2000(first, second):
-    """The difference of CIELAB colours [..., 3] as people measure_pictures it.
+    """The difference of CIELAB colours [..., 3] as people measure it.
 
     Sharma, Wu and Dalal (2005), The CIEDE2000 color-difference formula.
     """
@@ -409,7 +409,11 @@ def choose_between_two(_):
 def draw_training():
     """C.2: the course's training, 25 epochs, of which the first 5 are the run of -e 5."""
     history = [{name: float(value) for name, value in record.items()} for record in read_table(HISTORY)]
-    draw_curves(history, FIGURES / 'curves.png', '', marks={5: '-e 5 ends here'})
+    with figure_file(FIGURES / 'curves.png', 9, 3.4, dpi=130) as figure:
+        plot_curves(history, figure)
+        for axes in figure.axes:
+            axes.axvline(5, color='grey', linewidth=1, linestyle=':', label='-e 5 ends here')
+            axes.legend()
 
 
 def brightness_edges(pictures):
