@@ -314,12 +314,9 @@ PARAMETERS = {'weight': 'weights', 'bias': 'biases'}
 
 
 def architecture(model, size=32):
-    """What a network is made of: a dict for each operation, from the input on (parts A.1 and D.1).
-
-    Its receptive fields follow from the first and the last input row that each row sees.
-    """
+    """What a network is made of: a dict for each operation, from the input on (parts A.1 and D.1)."""
     rows, channels = [], 1
-    first = last = np.arange(4096)  # more rows than any receptive field, so that the middle sees no edge
+    first = last = np.arange(4096)  # the input rows that each row sees; so many that the middle sees no edge
     for name, layer in model.named_modules():
         if type(layer) not in OPERATIONS:
             continue
@@ -437,12 +434,10 @@ def train(model, objective, train_set, valid_set, settings, checkpoint, outdir, 
     (2019), Decoupled weight decay regularization. The one-cycle schedule raises the learning rate from 1/25
     of its peak in three tenths of the steps, then lowers it: Smith and Topin (2019), Super-convergence.
 
-    Args:
-        objective: see `train_epoch`. train_set, valid_set: pairs (grey, target) on the network's device.
-        checkpoint: the file for its weights, saved after every epoch and at Ctrl-C. Until the last epoch, a
-            file `.resume` beside it has what continues the training to the same bits.
-        outdir: where history_*.csv is written after every epoch, and training_curve_*.png at the end.
-        draw: called after every epoch with its metrics and '_epoch01', '_epoch02', and so on.
+    Sets are pairs (grey, target) on the network's device; objective: see `train_epoch`. The weights are saved
+    in the checkpoint after every epoch and at Ctrl-C, what continues the training to the same bits in a file
+    `.resume` beside it, until it ends; history_*.csv and training_curve_*.png in `outdir`. After the first
+    epoch `draw(metrics, '_epoch01')` is called, and so on.
 
     Returns the history: a dict for each epoch, of its number, the seconds so far, the metrics. Raises
     InputError if the loss is no longer finite, or no interrupted run has these settings.
@@ -593,8 +588,6 @@ def metrics_line(metrics):
 
 # ---- A prior of the grey level, beyond the handout --------------------------------------------------
 
-SMOOTHING = 100.0  # pixels with the colours of all, beside the thousands that a grey level has
-
 
 def add_prior(model, table):
     """Give a network a parameter `prior`: scores [E, K] of the colours at E grey levels, black to white.
@@ -613,7 +606,8 @@ def log_frequencies(counts, entries=NUM_LEVELS):
     """A table for `add_prior` from `colour_counts`: smoothed log probabilities of the colours, [E, K]."""
     entry = torch.arange(NUM_LEVELS, device=counts.device) * entries // NUM_LEVELS
     overall = (counts.sum(dim=0) + 1) / (counts.sum() + counts.shape[1])
-    pooled = counts.new_zeros(entries, counts.shape[1]).index_add(0, entry, counts) + SMOOTHING * overall
+    pooled = counts.new_zeros(entries, counts.shape[1]).index_add(0, entry, counts)
+    pooled = pooled + 100 * overall  # beside the thousands of pixels that a grey level has
     return (pooled / pooled.sum(dim=1, keepdim=True)).log()
 
 
@@ -710,8 +704,6 @@ def plot_curves(history, figure):
 
 # ---- Checkpoints ------------------------------------------------------------------------------------
 
-COUNTERS = 'num_batches_tracked', 'n_averaged', 'total_ops', 'total_params'  # which nothing here uses
-
 
 def save_checkpoint(model, path, colours=None):
     """Save the weights as a plain state dict; its metadata, which torch ignores, names model and colours."""
@@ -761,7 +753,8 @@ def find_weights(value):
     for part in (value, *dict.values(value)):
         if isinstance(part, dict):
             weights = {re.sub(r'\b(module|_orig_mod)\.', '', str(name)): tensor
-                       for name, tensor in dict.items(part) if not str(name).endswith(COUNTERS)}
+                       for name, tensor in dict.items(part) if not str(name).endswith((
+                           'num_batches_tracked', 'n_averaged', 'total_ops', 'total_params'))}  # counters
             if last := [name for name in weights if re.search(r'\bfinalconv\.', name)]:
                 prefix = last[0].partition('finalconv.')[0]  # Lightning's is `model.`
                 return ({name.removeprefix(prefix): finite_floats(torch.detach(tensor))
@@ -929,10 +922,8 @@ def shrink(grey, size):
 
 
 def follow_edges(grey, chroma):
-    """How chroma [1, 3, H, W] follows the grey [1, 1, H, W] around each pixel: its slope and offset there.
-
-    The fast guided filter: He, Sun and Tang (2013), Guided image filtering; He and Sun (2015).
-    """
+    """How chroma [1, 3, H, W] follows the grey [1, 1, H, W] around each pixel: its slope and offset there."""
+    # the fast guided filter: He, Sun and Tang (2013), Guided image filtering; He and Sun (2015)
     def mean(x):
         return F.avg_pool2d(x, 2 * RADIUS + 1, stride=1, padding=RADIUS, count_include_pad=False)
     mean_grey, mean_chroma = mean(grey), mean(chroma)
@@ -1122,10 +1113,9 @@ def run(main):
 def names(args, model=None):
     """What lines and files call the network of --model, and the pictures of --data and --category."""
     network = f'{args.model}_prior' if hasattr(model, 'prior') else args.model
-    if args.data == 'sample':
-        return network, SAMPLE
     known = {'all': 'CIFAR-10', HORSE: 'the horses of CIFAR-10'}
-    return network, known.get(args.category, f'category {args.category} of CIFAR-10')
+    pictures = known.get(args.category, f'category {args.category} of CIFAR-10')
+    return network, SAMPLE if args.data == 'sample' else pictures
 
 
 def find_colours(args):

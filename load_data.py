@@ -102,8 +102,7 @@ def load_cifar10(where=None):
     missing = set(BATCHES)
     with wanted(where, 'CIFAR-10 in its Python version', f'put {ARCHIVE} or {FOLDER}/ there, or name an '
                 'empty folder to download it into'):
-        files = read_folder(found) if found.is_dir() else read_archive(found)
-        for name, file in progress(files, 'Reading CIFAR-10', len(BATCHES)):
+        for name, file in progress(read_batches(found), 'Reading CIFAR-10', len(BATCHES)):
             i = BATCHES.index(name)
             x[i], y[i] = read_batch(file)
             missing.discard(name)
@@ -126,16 +125,14 @@ def find_cifar10(where):
     return where
 
 
-def read_folder(folder):
-    """Yield the name of each batch in an unpacked folder and its opened file."""
-    for name in BATCHES:
-        with open(folder / name, 'rb') as file:
-            yield name, file
-
-
-def read_archive(path):
-    """Yield the name of each batch in the archive and its opened file; nothing is unpacked."""
-    with tarfile.open(path) as archive:
+def read_batches(path):
+    """Yield the name of each batch in an unpacked folder or an archive, and its opened file."""
+    if path.is_dir():
+        for name in BATCHES:
+            with open(path / name, 'rb') as file:
+                yield name, file
+        return
+    with tarfile.open(path) as archive:  # which is not unpacked
         for member in islice(archive, 1000):  # a broken one can lead round in a circle
             folder, _, name = member.name.removeprefix('./').partition('/')
             if folder == FOLDER and name in BATCHES and member.isreg():
@@ -298,15 +295,12 @@ def augment(tensors, moves, generator):
 
 
 def load_colours(path):
-    """Read colours, float32 [K, 3] in [0, 1], from an .npy file of ours or, pickled, of the course.
-
-    Raises InputError if it holds none. The course's files hold an object array `(centres, distortion)`.
-    """
+    """Read colours, float32 [K, 3] in [0, 1], from an .npy file of ours or the course's; or InputError."""
     with wanted(path, 'file of colours', 'an .npy file of floats [K, 3] from 0 to 1, with K from 2 to '
                 f'{MAX_COLOURS}, is needed: colourization.py --kmeans K --category C makes one'):
         with open(path, 'rb') as file:
             np.lib.format.read_magic(file)
-            if np.lib.format.read_array_header_1_0(file)[2].hasobject:
+            if np.lib.format.read_array_header_1_0(file)[2].hasobject:  # the course's (centres, distortion)
                 return check_colours(recorded_array(Recorder(file, encoding='bytes').load().state[4][0]))
             file.seek(0)
             return check_colours(np.load(file, allow_pickle=False))
@@ -353,39 +347,35 @@ def stored_pixels(image):
 
 def decode(image):
     """The `Picture` in a file that Pillow has opened."""
-    from PIL import ImageOps
+    from PIL import Image, ImageOps
     stored, clear = stored_pixels(image), image.info.get('transparency')
     white_is_zero = getattr(image, 'tag_v2', {}).get(PHOTOMETRIC) == 0
     image.load()
-    profile = image.info.get('icc_profile')
+    profile, alpha = image.info.get('icc_profile'), None
     with suppress(Exception):  # a broken EXIF; nothing else in it matters
         ImageOps.exif_transpose(image, in_place=True)
+    if stored == 'LA;16B':
+        image = image.convert('LA')
+    is_grey = image.mode not in {'P', 'RGB', 'RGBA', 'CMYK', 'LAB'}
     if image.mode[0] == 'I':  # 12 or 16 bits, which convert() would cut off
         pixels, white = np.asarray(image, np.float32), 4095 if stored == 'I;12' else 65535
         grey = (white - pixels if white_is_zero else pixels) / white
         alpha = None if clear is None else np.where(pixels == clear, 0, 255).astype(np.uint8)
-        return Picture(grey_to_srgb(grey, profile), alpha)
-    if stored == 'LA;16B':
-        image = image.convert('LA')
-    is_grey, alpha = image.mode in ('1', 'L', 'LA'), None
-    if image.has_transparency_data:
-        image = image.convert('LA' if is_grey else 'RGBA')
-        alpha = np.asarray(image.getchannel('A'))
-    if is_grey:
-        return Picture(grey_to_srgb(np.asarray(image.convert('L'), np.float32) / 255, profile), alpha)
-    rgb = np.asarray(to_srgb(image if image.mode in ('CMYK', 'LAB') else image.convert('RGB'), profile))
-    sums = np.einsum('hwc->hw', rgb, dtype=np.uint16)  # much faster than mean
-    return Picture(sums / np.float32(3 * 255), alpha)
-
-
-def grey_to_srgb(grey, profile):
-    """Grey in [0, 1] as grey of sRGB, by its profile."""
-    from PIL import Image
-    if profile:
+    else:
+        if image.has_transparency_data:
+            image = image.convert('LA' if is_grey else 'RGBA')
+            alpha = np.asarray(image.getchannel('A'))
+        if is_grey:
+            grey = np.asarray(image.convert('L'), np.float32) / 255
+        else:
+            image = image if image.mode in {'CMYK', 'LAB'} else image.convert('RGB')
+            rgb = np.asarray(to_srgb(image, profile))
+            grey = np.einsum('hwc->hw', rgb, dtype=np.uint16) / np.float32(3 * 255)  # faster than mean
+    if is_grey and profile:
         levels = np.asarray(to_srgb(Image.linear_gradient('L'), profile))[:, 0].mean(axis=1) / 255
         for row in grey:  # one at a time, as interp takes double precision
             row[:] = np.interp(row, np.linspace(0, 1, 256), levels)
-    return grey
+    return Picture(grey, alpha)
 
 
 def to_srgb(image, profile):
