@@ -61,7 +61,6 @@ KERNEL, NUM_FILTERS = 3, 32  # of the course's weights: `*_k3_f32.pkl`
 MAX_PIXEL = 256.0  # the course divides by 256, not by 255
 NUM_LEVELS = 3 * 255 + 1  # of grey: sums of red, green and blue
 SHOWN = 10  # the validation pictures that every figure shows
-KMEANS_RUNS, KMEANS_PIXELS = 10, 320_000  # one run alone often ends in an optimum a percent worse
 ETA = 32  # the weights are averaged over about the last 1/32 of the steps
 SAMPLE = 'sample pictures'  # what lines and figures call --data sample
 
@@ -72,7 +71,7 @@ SAMPLE = 'sample pictures'  # what lines and figures call --data sample
 def kmeans_colours(rgb, num_colours, seed=0):
     """Find the K colours that fit pictures [N, 3, H, W] from `process` best, by k-means in RGB (part B).
 
-    Ten runs see some of the pixels; the best two go on with all. Returns float32 [K, 3], from dark to bright.
+    Of many pixels ten runs see a part; the best three go on with all. Float32 [K, 3], from dark to bright.
     """
     from sklearn.cluster import KMeans
     pixels = np.moveaxis(rgb, 1, -1).reshape(-1, 3)
@@ -80,11 +79,11 @@ def kmeans_colours(rgb, num_colours, seed=0):
     _, first, counts = np.unique(keys, return_index=True, return_counts=True)
     if len(first) < num_colours:
         raise InputError(f'the pictures have {len(first)} colours, fewer than {num_colours}')
-    some, distinct = pixels[::math.ceil(len(pixels) / KMEANS_PIXELS)], pixels[first]
-    seeds = progress(range(seed, seed + KMEANS_RUNS), 'k-means')
+    some = pixels[::63] if len(pixels) > 10**6 else pixels  # an odd step, so that all columns take part
+    seeds = progress(range(seed, seed + 10), 'k-means')  # one run alone is often a percent worse
     runs = [KMeans(num_colours, n_init=1, random_state=i).fit(some) for i in seeds]
-    runs = [KMeans(num_colours, n_init=1, init=run.cluster_centers_).fit(distinct, sample_weight=counts)
-            for run in sorted(runs, key=lambda run: run.inertia_)[:2]]
+    runs = [KMeans(num_colours, n_init=1, init=run.cluster_centers_).fit(pixels[first], sample_weight=counts)
+            for run in sorted(runs, key=lambda run: run.inertia_)[:3]]
     colours = min(runs, key=lambda run: run.inertia_).cluster_centers_
     return colours[colours.sum(axis=1).argsort()].astype(np.float32)
 
@@ -141,14 +140,25 @@ def load_sets(args, colours, device):
     train_set = counts = None
     trained_on = 'all' if 'classes' in args.augment else args.category
     if not args.valid:
-        train_set = [torch.cat(parts) for parts in zip(*pieces(*train_pictures, trained_on, colours, device))]
+        train_set = grey_and_target(*train_pictures, trained_on, colours, device)
     if colours is not None:
         parts = pieces(*train_pictures, args.category, colours, device)
         if train_set and trained_on == args.category:  # they are known
             parts = zip(train_set[0].split(100), train_set[1].split(100))
         counts = sum(colour_counts(grey, numbers, len(colours)) for grey, numbers in parts)
-    valid_set = [torch.cat(parts) for parts in zip(*pieces(xs, ys, args.category, colours, device))]
+    valid_set = grey_and_target(xs, ys, args.category, colours, device)
     return train_set, valid_set, xs[is_of(args.category, ys)], counts
+
+
+def grey_and_target(xs, ys, category, colours, device):
+    """The `pieces` in one, without a second copy of them."""
+    count, end = is_of(category, ys).sum(), 0
+    for grey, target in pieces(xs, ys, category, colours, device):
+        if end == 0:
+            whole = grey.new_empty(count, *grey.shape[1:]), target.new_empty(count, *target.shape[1:])
+        start, end = end, end + len(grey)
+        whole[0][start:end], whole[1][start:end] = grey, target
+    return whole
 
 
 def pieces(xs, ys, category, colours, device):
@@ -484,9 +494,9 @@ def train(model, objective, train_set, valid_set, settings, checkpoint, outdir, 
     finally:
         if history:
             more = ' and the other classes' if 'classes' in settings.augment else ''
-            with only_warn():
-                draw_curves(history, outdir / f'training_curve_{settings.network}.png',
-                            f'{settings.network}, trained on {settings.pictures}{more}')
+            curve = outdir / f'training_curve_{settings.network}.png'
+            with only_warn(), figure_file(curve, 9, 3.4, dpi=130) as figure:
+                draw_curves(history, figure, f'{settings.network}, trained on {settings.pictures}{more}')
     state_file.unlink(missing_ok=True)
     return history
 
@@ -675,15 +685,8 @@ def draw_predictions(rgb, prediction, path, title):
     draw_pictures([(label, mosaic(pictures, len(pictures))) for label, pictures in rows.items()], path, title)
 
 
-def draw_curves(history, path, title):
-    """Draw the metrics of a history of `train` into a PNG file (C.2)."""
-    with figure_file(path, 9, 3.4, dpi=130) as figure:
-        plot_curves(history, figure)
-        figure.suptitle(title)
-
-
-def plot_curves(history, figure):
-    """Plot the metrics of a history side by side."""
+def draw_curves(history, figure, title):
+    """Draw the metrics of a history of `train` into a figure, side by side (C.2)."""
     epochs = [record['epoch'] for record in history]
     measures = [name.removeprefix('val_') for name in history[0] if name.startswith('val_')]
     figure.set_figwidth(4.5 * len(measures))
@@ -700,6 +703,7 @@ def plot_curves(history, figure):
         axes.grid(alpha=0.3)
         axes.margins(y=0.25)  # room for the legend
         axes.legend()
+    figure.suptitle(title)
 
 
 # ---- Checkpoints ------------------------------------------------------------------------------------
@@ -821,8 +825,7 @@ def choose_colours(path, category, num_colours=NUM_COLOURS, saved=None, checkpoi
     """The colours in the file of --colours, or those `saved` in the checkpoint, or the shipped ones."""
     if path is None and saved is not None:
         return saved
-    shipped = f'colour/colour_kmeans{num_colours}_cat{category}.npy'
-    found = find_shipped(shipped if path is None else path)
+    found = find_shipped(f'colour/colour_kmeans{num_colours}_cat{category}.npy' if path is None else path)
     colours = load_colours(found)
     if checkpoint and (len(colours) != num_colours or saved is not None and not np.allclose(saved, colours)):
         raise InputError(f'{checkpoint} was trained with other colours than those of {found}: leave out -c, '
@@ -996,12 +999,11 @@ STAT, QUOTA = Path('/proc/stat'), Path('/sys/fs/cgroup/cpu.max')  # what Linux t
 
 def busy_seconds():
     """Seconds that our cores have worked for others since the machine started; None if it is not told."""
-    try:
-        lines, cores = STAT.read_text().splitlines(), os.sched_getaffinity(0)
-    except (OSError, AttributeError):
+    if not (STAT.exists() and hasattr(os, 'sched_getaffinity')):
         return None
-    counts = [line.split() for line in lines if line[:3] == 'cpu' and line[3:4].isdigit()]
-    ticks = sum(sum(map(int, count[1:4] + count[6:9])) for count in counts if int(count[0][3:]) in cores)
+    counts = [line.split() for line in STAT.read_text().splitlines() if re.match(r'cpu\d', line)]
+    ticks = sum(sum(map(int, count[1:4] + count[6:9])) for count in counts
+                if int(count[0][3:]) in os.sched_getaffinity(0))
     return ticks / os.sysconf('SC_CLK_TCK') - sum(os.times()[:4])
 
 
@@ -1164,9 +1166,10 @@ def train_and_evaluate(model, objective, args, colours=None):
         train(model, objective, train_set, valid_set, settings, args.checkpoint, args.outdir, args.resume,
               **{'draw': draw} if args.plot else {})
     train_set = None  # evaluation can use its memory
+    accuracies = {} if colours is None else baselines(counts, *valid_set)
     metrics, errors = evaluate(model, objective, valid_set, xs, colours, args.temperature)
     draw(metrics)
-    report(args, model, about, metrics, errors, {} if colours is None else baselines(counts, *valid_set))
+    report(args, model, about, metrics, errors, accuracies)
 
 
 def report(args, model, about, metrics, errors, accuracies):

