@@ -3,8 +3,8 @@
     python activations.py --model CNN --checkpoint weights/cnn_k3_f32.pkl          # three pictures
     python activations.py 0 5 17 --model UNet --checkpoint weights/unet_k3_f32.pkl
 
-Writes, for each validation picture I, into outputs/act_<model>_<I>/: the input, the maps of the
-five stages and the output, each in a file of its own, and overview_I.png with all of them.
+Writes, for each validation picture I, into outputs/act_<model>_<I>/: the input, the maps of the five stages,
+the output and the truth, each in a file of its own, and overview_I.png with all of them.
 """
 
 import math

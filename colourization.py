@@ -10,9 +10,9 @@ of an AMD EPYC reach 47.2 % (--model UNet --schedule onecycle -l 0.06 -b 8 -e 1,
     python colourization.py --model UNet --data sample -e 5                # try it, no download
     python colourization.py --help                                         # all else
 
-Where the questions of the handout are answered: above the line "The assignment ends here", but for
+The questions of the handout are answered above the line "The assignment ends here", but for these:
 
-    A, D  regression, dilation    RegressionCNN in colour_regression.py; the table of layers: `architecture`
+    A     regression              colour_regression.py
     B, C  classification, skips   the pictures: `draw_predictions`; the training curve: `draw_curves`
     E, F  activations, flips      activations.py; `augment` in load_data.py, outputs/writeup/experiments.py
 """
@@ -60,7 +60,7 @@ NUM_COLOURS = 24  # handout, part B
 KERNEL, NUM_FILTERS = 3, 32  # of the course's weights: `*_k3_f32.pkl`
 MAX_PIXEL = 256.0  # the course divides by 256, not by 255
 NUM_LEVELS = 3 * 255 + 1  # of grey: sums of red, green and blue
-SHOWN = 10  # the validation pictures that every figure shows
+SHOWN = 10  # the first validation pictures, which figures show
 ETA = 32  # the weights are averaged over about the last 1/32 of the steps
 SAMPLE = 'sample pictures'  # what lines and figures call --data sample
 
@@ -129,10 +129,10 @@ def colour_counts(grey, numbers, num_colours):
 
 
 def load_sets(args, colours, device):
-    """What the flags say that a network is trained on, unless --valid, and validated on.
+    """The training set, None with --valid, and the validation set that the flags name, on the device.
 
-    Returns both as grey pictures and targets (numbers of the colours [K, 3], or RGB) on the device; the true
-    validation pictures, uint8 [N, 3, 32, 32]; and `colour_counts` of the training pictures of --category.
+    Both are grey pictures and targets: numbers of the colours [K, 3], or RGB. Returns also the validation
+    pictures, uint8 [N, 3, 32, 32], and `colour_counts` of the training pictures of --category, or None.
     """
     train_pictures, (xs, ys) = load_cifar10(args.data)
     if args.hold_out:
@@ -143,7 +143,7 @@ def load_sets(args, colours, device):
         train_set = grey_and_target(*train_pictures, trained_on, colours, device)
     if colours is not None:
         parts = pieces(*train_pictures, args.category, colours, device)
-        if train_set and trained_on == args.category:  # they are known
+        if train_set and trained_on == args.category:  # there they are already
             parts = zip(train_set[0].split(100), train_set[1].split(100))
         counts = sum(colour_counts(grey, numbers, len(colours)) for grey, numbers in parts)
     valid_set = grey_and_target(xs, ys, args.category, colours, device)
@@ -151,7 +151,7 @@ def load_sets(args, colours, device):
 
 
 def grey_and_target(xs, ys, category, colours, device):
-    """The `pieces` in one, without a second copy of them."""
+    """All `pieces` as one set, which never has them twice in memory."""
     count, end = is_of(category, ys).sum(), 0
     for grey, target in pieces(xs, ys, category, colours, device):
         if end == 0:
@@ -365,7 +365,7 @@ def summary_table(model):
 
 @dataclass(frozen=True)
 class Settings:
-    """How a network is trained, by the flags of these names (part F.2); --resume needs the same again."""
+    """How a network is trained (part F.2), mostly by flags of these names; --resume needs all the same."""
 
     network: str  # what lines and files call it
     pictures: str  # what lines and figures call them
@@ -600,7 +600,7 @@ def metrics_line(metrics):
 
 
 def add_prior(model, table):
-    """Give a network a parameter `prior`: scores [E, K] of the colours at E grey levels, black to white.
+    """Give a network a parameter `prior`: scores [E, K] of the colours in E entries, from black to white.
 
     For each pixel, the entry of its grey level is added to the network's own scores [N, K, H, W].
     """
@@ -739,7 +739,7 @@ def save_interrupted(average, model, checkpoint, colours, history):
 
 
 def load_tensors(path):
-    """What `save_tensors` wrote, on the CPU; nothing in a file can run. Any exception of another file."""
+    """What `save_tensors` wrote, on the CPU; nothing in a file can run. Raises anything for others."""
     numbers = [(Recorded, name) for name in ('numpy.dtype', 'numpy.core.multiarray.scalar',
                                              'numpy._core.multiarray.scalar')]  # beside the weights
     with open(path, 'rb') as file, torch.serialization.safe_globals(numbers):
@@ -837,7 +837,7 @@ def choose_colours(path, category, num_colours=NUM_COLOURS, saved=None, checkpoi
 
 
 def load_trained(args):
-    """A network of MODELS in eval mode, and its colours [K, 3], as the flags tell it."""
+    """The network of --model and --checkpoint in eval mode, and its colours [K, 3]."""
     model, saved = load_model(MODELS[args.model], args.checkpoint, args.kernel, args.num_filters)
     entries, num_colours = len(getattr(model, 'prior', ())), len(model.finalconv.bias)
     if args.entries not in (0, entries):
@@ -885,7 +885,7 @@ def check_checkpoint(path, make_model, resume, evaluate):
             owner = 'no network'
         if owner not in (None, make_model.__name__) or path.resolve().parent == HERE / 'weights':
             raise InputError(f'{path} is not replaced by the training of a {make_model.__name__}: choose '
-                             f'another --checkpoint, or {evaluate} to evaluate it')
+                             f'another --checkpoint; to evaluate it, {evaluate} --checkpoint {path}')
         print(f'note: {path} will be replaced after the first epoch; to evaluate it, stop this and '
               f'{evaluate} --checkpoint {path}', file=sys.stderr)
 
@@ -1046,7 +1046,7 @@ def choose_device(gpu):
 
 
 def takes_channels_last(device: torch.device):
-    """Whether that layout is faster on a device; on Apple's, gradients are wrong (pytorch issue 181411)."""
+    """Whether channels_last is faster; on Apple's devices, gradients are wrong (pytorch issue 181411)."""
     return device.type in ('cpu', 'cuda')
 
 
@@ -1267,7 +1267,7 @@ def add_training_flags(parser):
          'validate on N of the training pictures, not on the test pictures (default: %(default)s)')
     flag('-s', '--seed', type=number_type(int, 0, 2**31), metavar='S',
          help='the same one gives the same numbers (default: %(default)s)')
-    flag('--float32', action='store_true', help='do so even where the hardware multiplies bfloat16')
+    flag('--float32', action='store_true', help='not in bfloat16 where the hardware multiplies that')
     flag('--gpu', action='store_true', help='use the GPU; without one, the CPU')
     flag('--plot', action='store_true', help='also draw pictures after every epoch')
 

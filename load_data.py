@@ -66,7 +66,7 @@ def one_line(error):
 
 
 def reason(error):
-    """What a library says of a file, in a few words: its name is said anyhow."""
+    """What a library says of a file, in a few words, without the file object that Pillow names in <>."""
     return one_line(getattr(error, 'strerror', None) or error).partition(' <')[0][:160]
 
 
@@ -400,23 +400,23 @@ def to_srgb(image, profile):
 def whole_file(path, trial=False):
     """Open a file to write; it is moved to `path` once complete, or removed in a trial. Raises InputError."""
     path = Path(os.path.realpath(path))  # a link goes on pointing to the file
-    partial = path.with_name(f'.{path.name[:40]}.{secrets.token_hex(4)}.partial')  # not too long a name
+    unfinished = path.with_name(f'.{path.name[:40]}.{secrets.token_hex(4)}.partial')  # not too long a name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         may_be_written = path.is_file() and os.access(path, os.W_OK) and path.stat().st_mode & 0o222
         if path.exists() and not may_be_written:
             raise OSError('it is read-only, or not a file')
-        with open(partial, 'xb') as file:
+        with open(unfinished, 'xb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         if not trial:
-            replace(partial, path)
+            replace(unfinished, path)
     except OSError as e:
         raise InputError(f'{path} cannot be written ({reason(e)}): choose another name or folder') from e
     finally:
         with suppress(OSError):  # a read-only file system has none, and says so
-            partial.unlink()
+            unfinished.unlink()
 
 
 def replace(old, new):

@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 # One thread, also for the scripts that are started: two wait for each other on a busy machine.
 os.environ['OMP_NUM_THREADS'] = '1'
+os.environ['no_proxy'] = '127.0.0.1'  # where some tests have servers
 
 ROOT = Path(__file__).resolve().parent.parent
 WRITEUP = ROOT / 'outputs/writeup'
@@ -101,7 +102,7 @@ def pytest_runtest_makereport(item, call):
 
 def pytest_terminal_summary(terminalreporter, exitstatus, config):
     """What a student reads: what each test finds first in each class, and what is not tested."""
-    if not config.option.solution:
+    if not config.option.solution or config.option.collectonly:
         return
     reasons = {}
     for report in [*terminalreporter.getreports('failed'), *terminalreporter.getreports('skipped')]:

@@ -66,10 +66,11 @@ def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['experiments.py'])
     experiments.main()
     whole = experiments.RUNS.read_text('utf-8')
-    assert len(capsys.readouterr().out.splitlines()) == 6
+    *_, last = lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 7 and last.startswith('All 6 runs are in ')
     experiments.RUNS.write_text(''.join(whole.splitlines(True)[:3]))  # interrupted after two
     experiments.main()
-    assert len(capsys.readouterr().out.splitlines()) == 4
+    assert len(capsys.readouterr().out.splitlines()) == 5
     assert experiments.RUNS.read_text('utf-8') == whole
     assert experiments.PAGE.read_text('utf-8') == experiments.page(experiments.read_table(experiments.RUNS))
 

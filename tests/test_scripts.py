@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
+from packaging.requirements import Requirement  # which pytest needs
 from PIL import Image
 
 import activations
@@ -182,6 +183,14 @@ def test_readme_and_that_of_the_weights_tell_the_same_numbers():
     for name, ours, with_prior in table:
         assert accuracies[f'{name.lower()}_k3_f32.pkl'] == ours
         assert accuracies[f'{name.lower()}_prior_k3_f32.pkl'] == with_prior
+
+
+def test_any_newer_torch_is_kept_and_the_readme_names_the_one_of_its_numbers():
+    lines = (ROOT / 'requirements.txt').read_text('utf-8').splitlines()
+    torch_line, = (Requirement(line.partition('#')[0]) for line in lines if line.startswith('torch'))
+    assert all(version in torch_line.specifier for version in ('2.6.0', '2.13.0', '2.15.0', '3.0'))
+    commands = re.findall(r'^ +pip install (.*) && ', (ROOT / 'README.md').read_text('utf-8'), re.MULTILINE)
+    assert commands == ['torch==2.13.0 -r requirements.txt'] * 2
 
 
 def test_regression_is_trained(run_script, tmp_path):

@@ -146,7 +146,7 @@ def check(pytester):
         if text is not None:
             (pytester.path / 'mine.py').write_text(text)
         return pytester.runpytest_inprocess(ROOT / 'tests/test_layers.py', '--solution', 'mine.py', '-q',
-                                            '-p', 'no:cacheprovider', *arguments)
+                                            '-p', 'no:cacheprovider', '-p', 'no:randomly', *arguments)
     return run
 
 
@@ -155,6 +155,11 @@ def test_right_solution_passes(check):
     result.stdout.fnmatch_lines(['all that was tested is right'])
     assert result.ret == 0
     assert result.parseoutcomes().keys() == {'passed', 'deselected'}
+
+
+def test_collecting_claims_nothing(check):
+    result = check(RIGHT, '--collect-only')
+    assert result.ret == 0 and 'right' not in result.stdout.str()
 
 
 WRONG = {

@@ -230,6 +230,7 @@ def main():
             print(f'[{i}/{len(todo)}]', *list(runs[-1].values())[:2], runs[-1]['val_accuracy'], flush=True)
     with whole_file(PAGE) as file:
         file.write(page(runs).encode())
+    print(f'All {len(runs)} runs are in {RUNS}, and their tables in {PAGE}')
 
 
 if __name__ == '__main__':
