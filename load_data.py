@@ -353,7 +353,7 @@ def decode(image):
         ImageOps.exif_transpose(image, in_place=True)
     if stored == 'LA;16B':
         image = image.convert('LA')
-    is_grey = image.mode not in {'P', 'RGB', 'RGBA', 'CMYK', 'LAB'}
+    is_grey = image.mode in {'1', 'L', 'LA', 'I', 'I;16', 'I;16B'}
     if image.mode[0] == 'I':  # 12 or 16 bits, which convert() would cut off
         pixels, white = np.asarray(image, np.float32), 4095 if stored == 'I;12' else 65535
         grey = (white - pixels if white_is_zero else pixels) / white

@@ -74,6 +74,7 @@ def call(tmp_path, monkeypatch, sample):
             patch.setattr(AverageOfWeights, 'update', update)
             patch.setattr(colourization, 'load_cifar10', lambda where: sample)
             patch.setattr(colourization, 'time', SimpleNamespace(time=lambda: 0))
+            patch.setattr(colourization, 'figure_file', lambda *_, **__: nullcontext())
             patch.setattr(colourization, 'draw_curves', lambda *_: None)
             patch.setattr(colourization, 'draw_pictures',
                           lambda panels, path, title: drawn.append((path.name, title, panels)))
@@ -266,6 +267,7 @@ def test_evaluation_on_an_accelerator_gives_what_it_gives_on_the_cpu(command, ca
     *(pytest.param(make, {}, marks=pytest.mark.slow) for make in (CNN, RegressionCNN))])
 def test_an_epoch_waits_as_often_with_more_steps(make, flags, tmp_path, monkeypatch):
     """Each wait of the CPU leaves the accelerator idle: an epoch may have some, a step none."""
+    monkeypatch.setattr(colourization, 'figure_file', lambda *_, **__: nullcontext())
     monkeypatch.setattr(colourization, 'draw_curves', lambda *_: None)
     waited = []
     for steps in 5, 9:
