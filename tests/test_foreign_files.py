@@ -17,6 +17,7 @@ from colourization import (CNN, MODELS, DUNet, UNet, load_model, load_trained, p
 from conftest import ROOT, training
 from load_data import InputError, load_colours
 
+pytestmark = pytest.mark.filterwarnings('ignore:.*torch.jit:DeprecationWarning')
 COLOURS = np.random.default_rng(0).random((24, 3), dtype=np.float32)
 OLD = {'_use_new_zipfile_serialization': False}
 GREY = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
