@@ -30,6 +30,7 @@ import colourization
 from colourization import (CNN, UNet, colourize, error_line, draw_pictures, load_model, parse_args,
                            read_checkpoint, report, run, save_checkpoint)
 from conftest import Runs, full_disk, unix_only
+from files import chunk
 from load_data import InputError, load_colours, read_picture, whole_file
 
 RNG = np.random.default_rng(0)
@@ -397,10 +398,6 @@ def test_attributes_that_hide_methods_do_no_harm(tmp_path):
 # ---------------------------------------------------------------------------
 # Broken pictures
 # ---------------------------------------------------------------------------
-
-def chunk(kind, data):
-    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-
 
 def claimed_png(width, height, *more):
     """A PNG file that says how large it is and holds no pixels."""
