@@ -15,7 +15,7 @@ sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # which `python -P`
 
 from colourization import (MODELS, STAGES, Parser, add_file_flags, add_network_flags, draw_pictures,
                            import_matplotlib, load_trained, mosaic, names, number_type, print_result, process,
-                           run, scores_to_rgb)
+                           run, scores_to_rgb, user_path)
 from load_data import InputError, load_cifar10, progress
 
 import torch  # after colourization, which tells its threads how to wait
@@ -57,7 +57,7 @@ def main():
     flag = parser.add_argument_group('the network').add_argument
     flag('-m', '--model', choices=MODELS, default='CNN', help='default: %(default)s')
     add_network_flags(flag)
-    flag('-c', '--colours', metavar='FILE', help='its colours (default: those of the checkpoint)')
+    flag('-c', '--colours', type=user_path, metavar='FILE', help="its colours (default: the checkpoint's)")
     add_file_flags(parser.add_argument_group('data and results').add_argument)
     parser.set_defaults(entries=0)
     args = parser.parse_args()

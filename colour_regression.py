@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # which `python -P` leaves out
 
 from colourization import (CNN, KERNEL, NUM_FILTERS, Parser, add_file_flags, add_network_flags,
-                           add_training_flags, check_checkpoint, default_checkpoint, load_model, run,
-                           summary_table, train_and_evaluate)
+                           add_training_flags, check_checkpoint, default_checkpoint, load_model, print_result,
+                           run, summary_table, train_and_evaluate)
 
 import torch  # after colourization, which tells its threads how to wait
 import torch.nn.functional as F
@@ -67,7 +67,7 @@ def main():
         torch.manual_seed(args.seed)
         model = RegressionCNN(args.kernel or KERNEL, args.num_filters or NUM_FILTERS)
     if args.summary:
-        return print(summary_table(model))
+        return print_result(summary_table(model))
     train_and_evaluate(model, regression, args)
 
 

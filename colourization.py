@@ -39,6 +39,8 @@ from pathlib import Path
 sys.path.append(os.path.dirname(os.path.abspath(__file__)))  # which `python -P` leaves out
 if not {'OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'} & os.environ.keys():
     os.environ['GOMP_SPINCOUNT'] = '20000'  # read when torch is imported: waiting threads yield
+# Ours, which torch may leave to one thread each when it is imported; None where the system does not tell.
+CORES = os.sched_getaffinity(0) if hasattr(os, 'sched_getaffinity') else None
 
 import numpy as np
 import torch
@@ -49,7 +51,7 @@ from tqdm import tqdm
 
 from load_data import (HORSE, MAX_COLOURS, MOVES, InputError, Recorded, batches, check_colours,
                        check_writable, hold_out, is_of, load_cifar10, load_colours, one_line, progress,
-                       read_picture, wanted, whole_file)
+                       read_picture, reason, wanted, whole_file)
 
 # SciPy, scikit-learn, matplotlib and Pillow take seconds to import, so the functions that need them do it.
 
@@ -461,6 +463,7 @@ def train(model, objective, train_set, valid_set, settings, checkpoint, outdir, 
     bfloat16 = not settings.float32 and multiplies_bfloat16(train_set[0].device)
     generator = torch.Generator().manual_seed(settings.seed)
 
+    checkpoint, outdir = checkpoint.absolute(), outdir.absolute()  # the working folder may be removed
     stateful = {'model': model, 'learner': learner, 'optimizer': optimizer, 'scheduler': scheduler}
     state_file = Path(f'{checkpoint}.resume')
     history = load_state(state_file, settings, stateful, generator) if resume else []
@@ -471,15 +474,14 @@ def train(model, objective, train_set, valid_set, settings, checkpoint, outdir, 
             loader = batches(train_set, settings.batch_size, generator, settings.augment)
             loader = progress(loader, 'training', steps)
             trained = train_epoch(learner, average, optimizer, scheduler, objective, loader, bfloat16)
-            print_result(f'Epoch [{epoch}/{epochs}], Loss: {trained["loss"]:.{digits(trained)}f}, '
-                         f'Time (s): {time.time() - start:.0f}', settings.pictures)
+            trained_after = time.time() - start
             valid = run_validation_step(model, objective, *valid_set)
-            print_result(f'Epoch [{epoch}/{epochs}], {metrics_line(valid)}, '
-                         f'Time(s): {time.time() - start:.0f}', settings.pictures)
+            seconds = time.time() - start
             if not math.isfinite(trained['loss'] + valid['loss']):
-                state_file.unlink(missing_ok=True)  # resuming would end in the same way
+                with suppress(OSError):  # resuming would end in the same way
+                    state_file.unlink()
                 raise InputError(f'the loss is not finite in epoch {epoch}: try a smaller --learn_rate')
-            history.append({'epoch': epoch, 'seconds': round(time.time() - start, 3),
+            history.append({'epoch': epoch, 'seconds': round(seconds, 3),
                             **{f'train_{name}': value for name, value in trained.items()},
                             **{f'val_{name}': value for name, value in valid.items()}})
             save_checkpoint(model, checkpoint, settings.colours)
@@ -488,7 +490,11 @@ def train(model, objective, train_set, valid_set, settings, checkpoint, outdir, 
             with only_warn():
                 save_history(history, outdir / f'history_{settings.network}.csv')
                 draw(valid, f'_epoch{epoch:02d}')
-    except (KeyboardInterrupt, BrokenPipeError):  # the latter where `| head` has seen enough
+            print_result(f'Epoch [{epoch}/{epochs}], Loss: {trained["loss"]:.{digits(trained)}f}, '
+                         f'Time (s): {trained_after:.0f}', settings.pictures)  # once it is saved
+            print_result(f'Epoch [{epoch}/{epochs}], {metrics_line(valid)}, Time(s): {seconds:.0f}',
+                         settings.pictures)
+    except KeyboardInterrupt:
         save_interrupted(average, model, checkpoint, settings.colours, history)
         raise
     finally:
@@ -497,7 +503,8 @@ def train(model, objective, train_set, valid_set, settings, checkpoint, outdir, 
             curve = outdir / f'training_curve_{settings.network}.png'
             with only_warn(), figure_file(curve, 9, 3.4, dpi=130) as figure:
                 draw_curves(history, figure, f'{settings.network}, trained on {settings.pictures}{more}')
-    state_file.unlink(missing_ok=True)
+    with suppress(OSError):
+        state_file.unlink()
     return history
 
 
@@ -639,8 +646,9 @@ def import_matplotlib():
     try:
         import matplotlib.figure
     except Exception as e:  # a settings file can make it raise nearly anything
-        raise InputError(f'matplotlib cannot be imported ({one_line(e)}): pip install -r requirements.txt '
-                         'installs it') from e
+        raise InputError(f'matplotlib cannot be imported ({one_line(e)}): ' + (
+            'pip install -r requirements.txt installs it' if isinstance(e, ImportError) else
+            'mend its settings, or set MPLCONFIGDIR to a folder that can be written')) from e
     finally:
         if backend is not None:
             os.environ['MPLBACKEND'] = backend
@@ -730,12 +738,12 @@ def save_tensors(state, path):
 def save_interrupted(average, model, checkpoint, colours, history):
     """Save what Ctrl-C interrupted, but neither NaN nor, before an epoch is over, over another network."""
     if checkpoint.exists() and not history:
-        print(f'interrupted before the end of the first epoch: {checkpoint} is unchanged', file=sys.stderr)
+        warn(f'interrupted before the end of the first epoch: {checkpoint} is unchanged')
     elif average.step and all(mean.isfinite().all() for mean in average.means):
         save_checkpoint(model, checkpoint, colours)
         can_go_on = Path(f'{checkpoint}.resume').exists()
-        print(f'interrupted: the weights so far are in {checkpoint}'
-              + '; --resume goes on after the last whole epoch' * can_go_on, file=sys.stderr)
+        warn(f'interrupted: the weights so far are in {checkpoint}'
+             + '; --resume goes on after the last whole epoch' * can_go_on)
 
 
 def load_tensors(path):
@@ -831,8 +839,8 @@ def choose_colours(path, category, num_colours=NUM_COLOURS, saved=None, checkpoi
         raise InputError(f'{checkpoint} was trained with other colours than those of {found}: leave out -c, '
                          'or name its own')
     if checkpoint and path is None:
-        print(f'warning: {checkpoint} does not say which colours it was trained with: those of {found} are '
-              'used; name its own with -c', file=sys.stderr)
+        warn(f'warning: {checkpoint} does not say which colours it was trained with: those of {found} are '
+             'used; name its own with -c')
     return colours
 
 
@@ -886,8 +894,8 @@ def check_checkpoint(path, make_model, resume, evaluate):
         if owner not in (None, make_model.__name__) or path.resolve().parent == HERE / 'weights':
             raise InputError(f'{path} is not replaced by the training of a {make_model.__name__}: choose '
                              f'another --checkpoint; to evaluate it, {evaluate} --checkpoint {path}')
-        print(f'note: {path} will be replaced after the first epoch; to evaluate it, stop this and '
-              f'{evaluate} --checkpoint {path}', file=sys.stderr)
+        warn(f'note: {path} will be replaced after the first epoch; to evaluate it, stop this and '
+             f'{evaluate} --checkpoint {path}')
 
 
 # ---- Photographs of the user ------------------------------------------------------------------------
@@ -985,10 +993,11 @@ def colour_files(model, colours, args):
                 pixels = np.dstack([pixels, picture.alpha])
             with whole_file(result) as file:  # Pillow's usual level takes twice as long, for hardly less
                 Image.fromarray(pixels).save(file, 'PNG', compress_level=1)
-            tqdm.write(f'Wrote {result}')
         except (InputError, OSError) as e:
-            tqdm.write(error_line(e), file=sys.stderr)
+            warn(error_line(e))
             status = 1
+        else:
+            print_result(f'Wrote {result}')
     return status
 
 
@@ -999,11 +1008,10 @@ STAT, QUOTA = Path('/proc/stat'), Path('/sys/fs/cgroup/cpu.max')  # what Linux t
 
 def busy_seconds():
     """Seconds that our cores have worked for others since the machine started; None if it is not told."""
-    if not (STAT.exists() and hasattr(os, 'sched_getaffinity')):
+    if CORES is None or not STAT.exists():
         return None
     counts = [line.split() for line in STAT.read_text().splitlines() if re.match(r'cpu\d', line)]
-    ticks = sum(sum(map(int, count[1:4] + count[6:9])) for count in counts
-                if int(count[0][3:]) in os.sched_getaffinity(0))
+    ticks = sum(sum(map(int, count[1:4] + count[6:9])) for count in counts if int(count[0][3:]) in CORES)
     return ticks / os.sysconf('SC_CLK_TCK') - sum(os.times()[:4])
 
 
@@ -1022,7 +1030,7 @@ def choose_threads():
     free = os.cpu_count()
     if START[1] is not None:
         busy = (busy_seconds() - START[1]) / (time.monotonic() - START[0])
-        free = len(os.sched_getaffinity(0)) - busy
+        free = len(CORES) - busy
     elif hasattr(os, 'getloadavg'):
         free -= os.getloadavg()[0]
     try:
@@ -1033,15 +1041,15 @@ def choose_threads():
     threads, most = max(1, round(free)), torch.get_num_threads()
     if threads < most:
         torch.set_num_threads(threads)
-        print(f'note: {threads} of {most} threads are used, as other programs are at work; OMP_NUM_THREADS '
-              'chooses another number', file=sys.stderr)
+        warn(f'note: {threads} of {most} threads are used, as other programs are at work; OMP_NUM_THREADS '
+             'chooses another number')
 
 
 def choose_device(gpu):
     if gpu and torch.accelerator.is_available():
         return torch.accelerator.current_accelerator()
     if gpu:
-        print('warning: no GPU was found, so the CPU is used', file=sys.stderr)
+        warn('warning: no GPU was found, so the CPU is used')
     return torch.device('cpu')
 
 
@@ -1058,9 +1066,22 @@ def multiplies_bfloat16(device):
     return device.type == 'cuda' and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def print_result(line, pictures):
-    """Print a line, with '(sample)' at its end if the pictures are those."""
-    print(f'{line} (sample)' if pictures == SAMPLE else line, flush=True)
+def print_result(line, pictures=''):
+    """Print a line, with '(sample)' at its end if the pictures are those; if it cannot be, end the run."""
+    try:
+        tqdm.write(f'{line} (sample)' if pictures == SAMPLE else line)
+        sys.stdout.flush()
+    except OSError as e:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries it again at its end
+        if e.errno in (errno.EPIPE, errno.EINVAL):  # whoever read it has closed it; the latter on Windows
+            sys.exit(1)
+        raise InputError(f'standard output cannot be written ({reason(e)}): have it go elsewhere') from e
+
+
+def warn(line):
+    """Print a line on standard error; where that is full, the work goes on without."""
+    with suppress(OSError):
+        tqdm.write(line, file=sys.stderr)
 
 
 @contextmanager
@@ -1069,7 +1090,7 @@ def only_warn():
     try:
         yield
     except InputError as e:
-        print(f'warning: {one_line(e)}', file=sys.stderr)
+        warn(f'warning: {one_line(e)}')
 
 
 def error_line(error):
@@ -1088,16 +1109,10 @@ def run(main):
     try:
         if hasattr(sys.stdout, 'reconfigure'):  # notebooks have other streams
             sys.stdout.reconfigure(errors='backslashreplace')  # names that the terminal cannot show
-        try:
-            main()
-        finally:
-            sys.stdout.flush()
+        main()
     except KeyboardInterrupt:
         sys.exit(130)
     except (InputError, OSError) as e:
-        if isinstance(e, OSError) and e.errno in (errno.EPIPE, errno.EINVAL) and not e.filename:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read it has closed it
-            sys.exit(1)
         sys.exit(error_line(e))
     except ImportError as e:
         sys.exit(f'error: {one_line(e)}: pip install -r requirements.txt installs all that is needed')
@@ -1194,15 +1209,15 @@ def report(args, model, about, metrics, errors, accuracies):
     if colours and not metrics['loss'] <= math.log(len(colours)):
         why = (f'{args.checkpoint} may have been trained with other colours (-c), or with its skip '
                'connections in another order' if args.valid else 'try a smaller --learn_rate')
-        print(f'warning: the loss is above that of guessing, ln {len(colours)} = '
-              f'{math.log(len(colours)):.4f}: {why}', file=sys.stderr)
+        warn(f'warning: the loss is above that of guessing, ln {len(colours)} = '
+             f'{math.log(len(colours)):.4f}: {why}')
 
 
 # ---- Command line -----------------------------------------------------------------------------------
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads pasted en and em dashes before a flag as hyphens; wrong usage ends in one line."""
+    """Reads pasted dashes of any kind before a flag as hyphens; wrong usage ends in one line."""
 
     def __init__(self, text):
         description, _, examples = text.partition('\n\n')
@@ -1211,8 +1226,12 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, argv=None):
         words = sys.argv[1:] if argv is None else argv
-        words = [re.sub('^[–—][-–—]*(?=[a-z]{2})', '--', word) for word in words]
-        return super().parse_args([re.sub('^[–—][-–—]*(?=[a-z])', '-', word) for word in words])
+        dashes = '−' + ''.join({c for c in ''.join(words) if unicodedata.category(c) == 'Pd'} - {'-'})
+        words = [re.sub(f'^[{dashes}][-{dashes}]*(?=[a-z]{{2}})', '--', word) for word in words]
+        return super().parse_args([re.sub(f'^[{dashes}][-{dashes}]*(?=[a-z])', '-', word) for word in words])
+
+    def print_help(self, file=None):
+        print_result(self.format_help())
 
     def error(self, message):
         self.exit(2, f'error: {one_line(message)}; see {self.prog} --help\n')
@@ -1228,9 +1247,14 @@ def number_type(kind, low, high=math.inf):
     return parse
 
 
+def user_path(text):
+    """A path of the command line: shells leave the ~ of --outdir=~/x to the program."""
+    return Path(os.path.expanduser(text))
+
+
 def add_network_flags(flag):
     """The flags of all scripts that say which network; `flag` is add_argument of a group."""
-    flag('--checkpoint', type=Path, metavar='FILE',
+    flag('--checkpoint', type=user_path, metavar='FILE',
          help='file of its weights; a training saves them there, by default in --outdir')
     flag('-k', '--kernel', type=int, choices=range(1, 32, 2), metavar='K',
          help=f'odd width of the filters (default: {KERNEL}, or what the checkpoint has)')
@@ -1240,11 +1264,11 @@ def add_network_flags(flag):
 
 def add_file_flags(flag):
     """The flags of all scripts that say which pictures, and where results go."""
-    flag('--data', metavar='WHERE', help='a folder or archive with CIFAR-10 (default: data/, downloaded on '
-         'first use), or `sample`: a few pictures that need no download')
+    flag('--data', type=os.path.expanduser, metavar='WHERE', help='a folder or archive with CIFAR-10 '
+         '(default: data/, downloaded on first use), or `sample`: a few pictures that need no download')
     flag('--category', type=lambda text: int(text) if text.isdecimal() else text, default=HORSE, metavar='C',
          choices=['all', *range(10)], help='of CIFAR-10, 0 to 9, or `all` (default: %(default)s, horses)')
-    flag('--outdir', type=Path, default=Path('outputs'), metavar='DIR',
+    flag('--outdir', type=user_path, default=Path('outputs'), metavar='DIR',
          help='folder for pictures and results (default: outputs/)')
 
 
@@ -1287,13 +1311,13 @@ examples:
     flag('--valid', action='store_true', help='only evaluate the network in --checkpoint')
     flag('--resume', action='store_true', help='continue the interrupted training of the same flags')
     flag('--summary', action='store_true', help='only print the layers of the network, and their sizes')
-    flag('--image', type=Path, nargs='+', action='extend', metavar='FILE',
+    flag('--image', type=user_path, nargs='+', action='extend', metavar='FILE',
          help=f'colour these pictures (default --checkpoint: {IMAGE_CHECKPOINT})')
     flag('--kmeans', type=number_type(int, 2, MAX_COLOURS), metavar='K',
          help='only find K colours by k-means and write them into colour/')
     flag = parser.add_argument_group('the network').add_argument
     add_network_flags(flag)
-    flag('-c', '--colours', metavar='FILE', help='its colours (default: those of the '
+    flag('-c', '--colours', type=user_path, metavar='FILE', help='its colours (default: those of the '
          f'checkpoint, or the {NUM_COLOURS} of the category in colour/)')
     flag('--prior', type=number_type(int, 1, NUM_LEVELS), nargs='?', const=NUM_LEVELS, default=0, metavar='E',
          dest='entries', help='train it with a table of how probable each colour is at each grey level, of '
@@ -1341,7 +1365,7 @@ def main():
         if args.entries:
             add_prior(model, torch.zeros(args.entries, len(colours)))  # until the pictures are counted
     if args.summary:
-        return print(summary_table(model))
+        return print_result(summary_table(model))
     if args.image:
         sys.exit(colour_files(model.to(choose_device(args.gpu)), colours, args))
     train_and_evaluate(model, classification, args, colours)

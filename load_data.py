@@ -4,12 +4,14 @@ CIFAR-10 is 60,000 colour pictures of 32x32 pixels in ten categories: Krizhevsky
 Layers of Features from Tiny Images.
 """
 
+import errno
 import hashlib
 import io
 import os
 import pickle
 import re
 import secrets
+import shutil
 import tarfile
 import time
 import warnings
@@ -159,7 +161,8 @@ def fetch(folder):
         except HTTPException as e:
             failures.append(f'{urlsplit(url).hostname}: {e}')
     if is_new:
-        folder.rmdir()
+        with suppress(OSError):  # another program may be using it
+            folder.rmdir()
     raise InputError(f'CIFAR-10 could not be fetched ({"; ".join(failures)}). Put {ARCHIVE} into {folder} '
                      'by hand; colourization.py also takes --data sample')
 
@@ -399,33 +402,47 @@ def to_srgb(image, profile):
 @contextmanager
 def whole_file(path, trial=False):
     """Open a file to write; it is moved to `path` once complete, or removed in a trial. Raises InputError."""
-    path = Path(os.path.realpath(path))  # a link goes on pointing to the file
-    unfinished = path.with_name(f'.{path.name[:40]}.{secrets.token_hex(4)}.partial')  # not too long a name
+    path = Path(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.path.lexists(path.parent):  # but where it is a link to what is gone, nothing is made
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path = Path(os.path.realpath(path))  # a link goes on pointing to the file
         may_be_written = path.is_file() and os.access(path, os.W_OK) and path.stat().st_mode & 0o222
         if path.exists() and not may_be_written:
             raise OSError('it is read-only, or not a file')
-        with open(unfinished, 'xb') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        if not trial:
-            replace(unfinished, path)
+        unfinished = path.with_name(f'.{path.name[:40]}.{secrets.token_hex(4)}.partial')  # not too long
+        try:
+            with open(unfinished, 'xb') as file:
+                if path.exists():
+                    shutil.copymode(path, unfinished)
+                yield file
+                file.flush()
+                synchronize(file)
+            if not trial:
+                replace(unfinished, path)
+        finally:
+            with suppress(OSError):  # a read-only file system has none, and says so
+                unfinished.unlink()
     except OSError as e:
         raise InputError(f'{path} cannot be written ({reason(e)}): choose another name or folder') from e
-    finally:
-        with suppress(OSError):  # a read-only file system has none, and says so
-            unfinished.unlink()
+
+
+def synchronize(file):
+    """os.fsync, unless the file system has none, like some of networks."""
+    try:
+        os.fsync(file.fileno())
+    except OSError as e:
+        if e.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+            raise
 
 
 def replace(old, new):
     """os.replace, tried for a second, as on Windows it fails while another program has the file open."""
     for _ in range(10):
-        with suppress(PermissionError):
+        with suppress(OSError):
             return os.replace(old, new)
         time.sleep(0.1)
-    os.replace(old, new)
+    shutil.copyfile(old, new)  # a file that is mounted by itself cannot be replaced
 
 
 def check_writable(path):

@@ -202,8 +202,8 @@ def test_script_resumes_what_was_interrupted(run_script, tmp_path, monkeypatch):
         patch.setattr(load_data, 'batches', interrupted)
         done = run_script(*words, 'parts.pkl')
     assert done.returncode == 130
-    assert done.stderr == ('interrupted: the weights so far are in parts.pkl; --resume goes on after the '
-                           'last whole epoch\n')
+    assert done.stderr == (f'interrupted: the weights so far are in {tmp_path / "parts.pkl"}; --resume goes '
+                           'on after the last whole epoch\n')
     assert fails(run_script(*words, 'parts.pkl', '--resume', '--hold_out', 9), 1, 'begun with hold_out 0)')
     done = run_script(*words, 'parts.pkl', '--resume')
     assert done.stderr == '' and done.stdout.startswith('Epoch [2/2], Loss')

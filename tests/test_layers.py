@@ -330,6 +330,10 @@ def assert_same_network(model, reference, x):
     who = type(model).__name__
     assert_state(model, shapes(reference))
     model.load_state_dict(reference.state_dict())
+    for name, norm in reference.named_modules():
+        for what in {'momentum', 'eps'} & vars(norm).keys():
+            found, wanted = getattr(model.get_submodule(name), what), getattr(norm, what)
+            assert found == wanted, f'{who}: {name} has {what} {found} instead of {wanted}'
     seen = stages(model, x)
     for name, (inputs, output) in stages(reference, x).items():
         if name not in seen:

@@ -175,6 +175,12 @@ WRONG = {
     'no batch norm': (
         NORM, NORM.replace('nn.BatchNorm2d(num_filters)', 'nn.Identity()'),
         'CNN: downconv1.2.weight is not in its state dict (no batch norm there)'),
+    'another momentum': (
+        NORM, NORM.replace('(num_filters)', '(num_filters, momentum=0.01)'),
+        'CNN: downconv1.2 has momentum 0.01 instead of 0.1'),
+    'another eps': (
+        NORM, NORM.replace('(num_filters)', '(num_filters, eps=1e-6)'),
+        'CNN: downconv1.2 has eps 1e-06 instead of 1e-05'),
     'gradients cut off': (
         'self.weight[:, :, i, j]', 'self.weight.data[:, :, i, j]',
         'MyDilatedConv2d: no gradient reaches weight: it is not used, or .data, *'),

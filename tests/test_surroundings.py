@@ -1,24 +1,32 @@
 """Where people run it: notebooks, their own torch, Windows, other programs, and files of those."""
 
+import errno
+import importlib.metadata
+import io
 import json
 import os
+import platform
 import runpy
 import shutil
 import subprocess
 import sys
+import venv
+from http.client import HTTPException
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from packaging.requirements import Requirement
 from PIL import Image
 from torch import nn
 from torch.nn.utils import prune
 
+import colour_regression
 import colourization
 import load_data
 from colourization import CNN, DUNet, UNet, colourize, load_model, multiplies_bfloat16, run, save_checkpoint
-from conftest import ROOT, fails, training
+from conftest import ROOT, fails, training, unix_only
 from load_data import InputError, check_writable, whole_file
 
 GREY = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -96,6 +104,7 @@ def test_file_that_stays_open_is_told(tmp_path, monkeypatch):
         raise PermissionError(13, 'Permission denied')
     monkeypatch.setattr(os, 'replace', refuse)
     monkeypatch.setattr(load_data.time, 'sleep', slept.append)
+    monkeypatch.setattr(load_data.shutil, 'copyfile', refuse)
     with pytest.raises(InputError, match='a cannot be written .Permission denied.: choose'):
         with whole_file(tmp_path / 'a') as file:
             file.write(b'new')
@@ -125,17 +134,6 @@ def test_weights_and_state_are_saved_before_tables(tmp_path, monkeypatch):
     with pytest.raises(SystemExit):
         training(tmp_path)
     assert {'w.pkl', 'w.pkl.resume'} <= {path.name for path in tmp_path.iterdir()}
-
-
-@pytest.mark.parametrize('number', [22, 32])
-def test_closed_pipe_of_any_system_ends_without_a_word(number, monkeypatch, capsys):
-    def main():
-        raise OSError(number, 'the pipe is closed')
-    monkeypatch.setattr(os, 'dup2', lambda *_: None)
-    monkeypatch.setattr(sys, 'stdout', open(os.devnull, 'w'))
-    with pytest.raises(SystemExit) as end:
-        run(main)
-    assert end.value.code == 1 and capsys.readouterr().err == ''
 
 
 # ---- What a container tells -------------------------------------------------------------------------------
@@ -335,3 +333,193 @@ def test_largest_size_of_a_photograph_is_bounded(run_script, tmp_path):
     Image.new('L', (8, 8)).save(tmp_path / 'a.png')
     done = run_script('colourization.py', '--image', 'a.png', '--image_size', 1025)
     assert fails(done, 2, 'from 4 to 1024')
+
+
+# ---- Streams, folders and file systems --------------------------------------------------------------------
+
+
+def stream(file):
+    """What Python makes of an opened file for its standard streams, without a buffer as with `python -u`."""
+    return io.TextIOWrapper(io.FileIO(file, 'w'), write_through=True)
+
+
+@unix_only
+def test_epoch_is_kept_before_it_is_printed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, 'stdout', stream('/dev/full'))
+        with pytest.raises(InputError, match='standard output cannot be written .No space left on device'):
+            training(tmp_path, epochs=2)
+    state = torch.load(tmp_path / 'w.pkl.resume', weights_only=False)
+    weights = torch.load(tmp_path / 'w.pkl', weights_only=True)
+    assert all(torch.equal(weights[name], tensor) for name, tensor in state['model'].items())
+    assert (tmp_path / 'history_UNet.csv').read_text('utf-8').count('\n') == 2
+    (tmp_path / 'whole').mkdir()
+    whole, resumed = training(tmp_path / 'whole'), training(tmp_path, resume=True)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@unix_only
+@pytest.mark.parametrize('flag', ['--summary', '--help'])
+def test_full_disk_behind_standard_output_ends_in_one_line(flag, monkeypatch):
+    monkeypatch.setattr(sys, 'stdout', stream('/dev/full'))
+    monkeypatch.setattr(sys, 'argv', ['colourization.py', '--model', 'CNN', flag])
+    with pytest.raises(SystemExit, match='error: standard output cannot be written .No space left on device'):
+        run(colourization.main)
+
+
+@pytest.mark.parametrize('error', [errno.EPIPE, errno.EINVAL])  # the latter on Windows
+def test_closed_pipe_ends_a_training_without_a_word(error, tmp_path, monkeypatch, capsys):
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setattr(sys, 'stdout', stream(writer))
+    if error == errno.EINVAL:
+        monkeypatch.setattr(sys.stdout, 'write', lambda _: (_ for _ in ()).throw(OSError(error, 'Invalid')))
+    with pytest.raises(SystemExit) as end:
+        run(lambda: training(tmp_path))
+    assert end.value.code == 1 and capsys.readouterr().err == ''
+    assert (tmp_path / 'w.pkl.resume').exists()
+
+
+@unix_only
+def test_warning_that_cannot_be_written_ends_nothing(monkeypatch):
+    monkeypatch.setattr(sys, 'stderr', stream('/dev/full'))
+    assert colourization.choose_device(gpu=not torch.accelerator.is_available()).type == 'cpu'
+    with colourization.only_warn():
+        raise InputError('no room for a table')
+
+
+@unix_only
+def test_training_outlives_its_folder(tmp_path, monkeypatch):
+    """As where an old folder of a scratch disk is cleaned; what it has to keep goes into a new one."""
+    real, here = colourization.save_history, tmp_path / 'here'
+
+    def remove_folder(history, path):
+        if len(history) == 1:
+            shutil.rmtree(here)
+        real(history, path)
+    monkeypatch.setattr(colourization, 'save_history', remove_folder)
+    here.mkdir()
+    monkeypatch.chdir(here)
+    with pytest.raises(FileNotFoundError):  # the helper looks into the old folder
+        training(Path())
+    assert (here / 'history_UNet.csv').read_text('utf-8').count('\n') == 3
+    assert torch.load(here / 'w.pkl', weights_only=True)
+
+
+# The kernel answers system call 74, which is fsync, with EINVAL: see prctl(2) and seccomp(2).
+WITHOUT_FSYNC = """import ctypes, struct
+rules = struct.pack("HBBI" * 4, 32, 0, 0, 0, 21, 0, 1, 74, 6, 0, 0, 0x50000 + 22, 6, 0, 0, 0x7fff0000)
+buffer, libc = ctypes.create_string_buffer(rules), ctypes.CDLL(None)
+assert libc.prctl(38, 1, 0, 0, 0) == 0
+assert libc.prctl(22, 2, struct.pack("HxxxxxxQ", 4, ctypes.addressof(buffer))) == 0
+"""
+NAMESPACE = ['unshare', '--map-root-user', '--mount']  # where one may mount, and nobody else sees it
+
+
+def in_namespace(mount, code, folder, **environment):
+    """Run a shell command that mounts something, then Python, which finds the project."""
+    if not shutil.which('unshare') or subprocess.run([*NAMESPACE, 'true'], capture_output=True).returncode:
+        pytest.skip('mounting needs Linux with user namespaces')
+    code = f'import sys\nsys.path.insert(0, {str(ROOT)!r})\n' + code
+    return subprocess.run([*NAMESPACE, 'sh', '-e', '-c', f'{mount}\nexec "$0" -c "$1"', sys.executable, code],
+                          cwd=folder, env=os.environ | environment, capture_output=True, text=True)
+
+
+@pytest.mark.skipif(platform.machine() != 'x86_64', reason='the numbers of system calls are those of x86-64')
+@pytest.mark.parametrize('mount, code', [('mount --bind w.pkl w.pkl', ''), ('true', WITHOUT_FSYNC)],
+                         ids=['mounted by itself', 'no fsync'])
+def test_file_is_written_wherever_it_lies(mount, code, tmp_path):
+    """A file that docker run -v mounts cannot be replaced; some file systems cannot synchronize."""
+    (tmp_path / 'w.pkl').write_bytes(b'old content')
+    code += 'import load_data\nwith load_data.whole_file("w.pkl") as file: file.write(b"new")'
+    assert in_namespace(mount, code, tmp_path).stderr == ''
+    assert (tmp_path / 'w.pkl').read_bytes() == b'new' and len(list(tmp_path.iterdir())) == 1
+
+
+@unix_only
+def test_file_keeps_its_mode(tmp_path):
+    (tmp_path / 'w.pkl').touch(mode=0o600)
+    with whole_file(tmp_path / 'w.pkl') as file:
+        assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}  # no one else may look
+    assert (tmp_path / 'w.pkl').stat().st_mode & 0o777 == 0o600
+
+
+@unix_only
+@pytest.mark.parametrize('link, name', [('there', 'there/w.pkl'), ('w.pkl', 'w.pkl')])
+def test_nothing_is_made_where_a_link_leads_to_what_is_gone(link, name, tmp_path):
+    (tmp_path / link).symlink_to(tmp_path / 'unplugged/disk')
+    with pytest.raises(InputError, match='unplugged/disk.* cannot be written .No such file or directory'):
+        check_writable(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [link]
+
+
+def test_cores_are_counted_before_torch_binds_us_to_one(tmp_path):
+    code = ('import os, time\ncores = len(os.sched_getaffinity(0))\nimport colourization, torch\n'
+            'colourization.START = time.monotonic() - 1000, colourization.busy_seconds()\n'
+            'colourization.choose_threads()\n'
+            'print(cores, torch.get_num_threads(), len(os.sched_getaffinity(0)))')
+    environment = {name: value for name, value in os.environ.items() if name != 'OMP_NUM_THREADS'}
+    done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True,
+                          env=environment | {'OMP_PROC_BIND': 'true'})
+    cores, threads, bound = map(int, done.stdout.split())
+    if cores == bound:
+        pytest.skip('there is one core, or the system does not bind threads')
+    assert bound == 1 and threads == cores and done.stderr == ''
+
+
+@pytest.mark.parametrize('parse_args', [colourization.parse_args, colour_regression.parse_args])
+def test_tilde_of_every_path_is_the_folder_of_the_user(parse_args, monkeypatch, tmp_path):
+    """Shells leave it alone behind an equals sign."""
+    monkeypatch.setenv('HOME', str(tmp_path))
+    monkeypatch.setenv('USERPROFILE', str(tmp_path))
+    words = ['--data=~/x', '--outdir=~/x', '--checkpoint=~/x']
+    if parse_args is colourization.parse_args:
+        words += ['--image=~/x', '--colours=~/x']
+    args = vars(parse_args(words))
+    paths = [args[word[2:].partition('=')[0]] for word in words]
+    assert {str(*path) if isinstance(path, list) else str(path) for path in paths} == {str(tmp_path / 'x')}
+
+
+def test_two_downloads_that_fail_at_once_tell_why(tmp_path, monkeypatch):
+    def other_begins(url):
+        (tmp_path / 'data/.other.partial').touch()
+        raise HTTPException('this mirror is down')
+    monkeypatch.setattr(load_data, 'receive', other_begins)
+    with pytest.raises(InputError, match='this mirror is down.* by hand'):
+        load_data.fetch(tmp_path / 'data')
+
+
+def test_matplotlib_without_a_cache_is_not_missing(tmp_path):
+    """Where neither the folder of the user nor one for temporary files can be written."""
+    nowhere = dict.fromkeys(['HOME', 'XDG_CACHE_HOME', 'XDG_CONFIG_HOME'], '/proc/none')
+    mount = 'for x in /tmp /var/tmp "$PWD"; do mount --bind "$x" "$x"; mount -o remount,bind,ro "$x"; done'
+    done = in_namespace(mount, 'import colourization\ncolourization.run(colourization.import_matplotlib)',
+                        tmp_path, **nowhere)
+    line = done.stderr.splitlines()[-1]  # matplotlib has its own say before it
+    assert line.startswith('error: matplotlib cannot be imported') and 'or set MPLCONFIGDIR' in line
+    assert done.returncode == 1 and 'pip' not in line
+
+
+@pytest.mark.parametrize('dash', '‐‑‒–—―−﹘－')
+def test_pasted_dash_of_any_kind_is_a_hyphen(dash):
+    args = colourization.parse_args([f'{dash}{dash}model', 'CNN', f'{dash}b', '5', f'{dash}valid',
+                                     '--checkpoint', f'a{dash}b'])
+    assert (args.model, args.batch_size, args.valid, args.checkpoint.name) == ('CNN', 5, True, f'a{dash}b')
+
+
+def test_torch_that_is_newer_is_kept(tmp_path):
+    """By pip itself, in an environment that has torch 2.15.0, and all else in the versions of this one."""
+    pytest.importorskip('pip', reason='asks pip')
+    venv.create(tmp_path / 'venv', symlinks=os.name != 'nt')
+    packages = next((tmp_path / 'venv').rglob('site-packages'))
+    lines = (ROOT / 'requirements.txt').read_text('utf-8').splitlines()
+    for name in [Requirement(line.partition('#')[0]).name for line in lines]:
+        version = '2.15.0' if name == 'torch' else importlib.metadata.version(name)
+        folder = packages / f'{name.replace("-", "_")}-{version}.dist-info'
+        folder.mkdir()
+        (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n')
+    pip = [sys.executable, '-m', 'pip', '--isolated', '--python', tmp_path / 'venv']
+    done = subprocess.run([*pip, 'install', '--dry-run', '--no-index', '-r', ROOT / 'requirements.txt'],
+                          env=os.environ | {'PIP_CONFIG_FILE': os.devnull}, capture_output=True, text=True)
+    assert done.stdout.count('Requirement already satisfied') == len(lines), done.stderr
+    assert done.returncode == 0 and 'Would install' not in done.stdout

@@ -25,7 +25,7 @@ def test_busy_seconds_are_those_of_our_cores_without_our_own(cores, ticks, tmp_p
     """User, nice, system, interrupts and what a hypervisor took; not idle or waiting for a disk."""
     (tmp_path / 'stat').write_text(STAT)
     monkeypatch.setattr(colourization, 'STAT', tmp_path / 'stat')
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: cores, raising=False)
+    monkeypatch.setattr(colourization, 'CORES', cores)
     monkeypatch.setattr(os, 'times', lambda: (0.25, 0.5, 0.0, 0.0, 99.0))
     assert busy_seconds() == pytest.approx(ticks / os.sysconf('SC_CLK_TCK') - 0.75)
 
@@ -54,7 +54,7 @@ def threads(monkeypatch, tmp_path):
             (tmp_path / 'cpu.max').write_text(quota + '\n')
         monkeypatch.setattr(colourization, 'QUOTA', tmp_path / 'cpu.max')
         monkeypatch.setattr(os, 'cpu_count', lambda: cores)
-        monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(cores)), raising=False)
+        monkeypatch.setattr(colourization, 'CORES', set(range(cores)))
         monkeypatch.setattr(os, 'getloadavg', lambda: (busy, 0, 0), raising=False)
         monkeypatch.setattr(torch, 'get_num_threads', lambda: chosen[-1])
         monkeypatch.setattr(torch, 'set_num_threads', chosen.append)
@@ -111,7 +111,7 @@ def test_resumed_run_chooses_no_threads(flags, chosen, run_script, tmp_path, mon
     monkeypatch.delenv('OMP_NUM_THREADS')
     monkeypatch.setattr(torch, 'set_num_threads', asked.append)
     monkeypatch.setattr(os, 'cpu_count', lambda: 1)
-    monkeypatch.delattr(os, 'sched_getaffinity', raising=False)
+    monkeypatch.setattr(colourization, 'START', (0, None))
     monkeypatch.setattr(torch, 'get_num_threads', lambda: 2)
     if flags:
         (tmp_path / 'w.pkl.resume').write_bytes(b'broken')
