@@ -303,7 +303,7 @@ class UNet(nn.Module):
         up1 = self.upconv1(torch.cat([middle, down2], dim=1))
         up2 = self.upconv2(torch.cat([up1, down1], dim=1))
         if takes_channels_last(x.device):  # like up2
-            x = x.to(up2.dtype, memory_format=torch.channels_last, copy=True)
+            x = x.to(up2.dtype, memory_format=torch.channels_last)
         return self.finalconv(torch.cat([up2, x.to(up2.dtype)], dim=1))
 
 
