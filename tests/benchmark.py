@@ -37,9 +37,9 @@ from torch.utils.data import DataLoader, TensorDataset
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from colourization import (AverageOfWeights, DilatedUNet, MyConv2d, MyDilatedConv2d, UNet,  # noqa: E402
+from colourization import (AverageOfWeights, DilatedUNet, MyConv2d, MyDilatedConv2d, UNet,
                            choose_device, classification, get_rgb_cat, multiplies_bfloat16, train_epoch)
-from load_data import ARCHIVE, batches, load_colours  # noqa: E402
+from load_data import ARCHIVE, batches, load_colours
 
 COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
 FLOP = 112e6  # of a training step of the UNet, a picture
@@ -265,7 +265,7 @@ def dilation(args, device):
         x = torch.randn(batch_size, 64, 8, 8, device=device)
         x = x.to(memory_format=torch.channels_last).requires_grad_()
 
-        def work(layer, bfloat16):
+        def work(layer, bfloat16, x=x):
             def forward_and_backward():
                 for _ in range(50):
                     with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):

@@ -1,17 +1,20 @@
 """What several tests share: the scripts as a user runs them, and the real data where it is."""
 
 import functools
+import importlib
 import io
+import itertools
 import os
 import runpy
-import signal
-import struct
+import shutil
+import signal as signals
 import subprocess
 import sys
 import traceback
+from collections import namedtuple
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 # One thread, also for the scripts that are started: two wait for each other on a busy machine.
 os.environ['OMP_NUM_THREADS'] = '1'
@@ -21,14 +24,17 @@ ROOT = Path(__file__).resolve().parent.parent
 WRITEUP = ROOT / 'outputs/writeup'
 sys.path[:0] = [str(ROOT), str(WRITEUP)]
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+import matplotlib.style  # noqa: F401  # which complains here, in older ones of a newer pyparsing
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imread
 
-import colourization  # noqa: E402
-import load_data  # noqa: E402
-from load_data import load_cifar10, load_sample  # noqa: E402
+import activations
+import colourization
+import load_data
+from load_data import load_cifar10, load_sample
 
 
 COURSE = ['MyConv2d', 'MyDilatedConv2d', 'CNN', 'UNet', 'DilatedUNet']
@@ -65,7 +71,8 @@ def load_solution(path):
         try:
             names = runpy.run_path(str(path), run_name='solution')
         except (Exception, SystemExit) as error:
-            raise pytest.UsageError(f'--solution: {path.name} cannot be imported: {in_a_line(error, path)}')
+            line = in_a_line(error, path)
+            raise pytest.UsageError(f'--solution: {path.name} cannot be imported: {line}') from None
     if 'DUNet' in names:
         names.setdefault('DilatedUNet', names['DUNet'])
     if not names.keys() & set(COURSE):
@@ -115,33 +122,18 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
         terminalreporter.line('all that was tested is right')
 
 
-def python2_string(data):
-    """The opcode of Python 2 for a str, which is bytes."""
-    if len(data) < 256:
-        return b'U' + bytes([len(data)]) + data
-    return b'T' + struct.pack('<I', len(data)) + data
-
-
-class Runs:
-    """A pickle of this calls the function as soon as it is loaded."""
-
-    def __init__(self, function, *arguments):
-        self.function, self.arguments = function, arguments
-
-    def __reduce__(self):
-        return self.function, self.arguments
-
-
-def training(tmp_path, make=colourization.UNet, *, resume=False, **changes):
+def training(tmp_path, make=colourization.UNet, *, resume=False, stop_after=None, **changes):
     """Train a small network on ten pictures of noise; returns the weights that its checkpoint has.
 
-    Its curves, which take longer than the training, are not drawn: only their title is written.
+    It ends as by Ctrl-C after `stop_after` steps. Its curves, which take longer than the training, are not
+    drawn: only their title is written.
     """
     settings = colourization.Settings(**{'network': make.__name__, 'pictures': 'sample pictures',
                                          'batch_size': 4, 'epochs': 2, 'float32': True} | changes)
     torch.manual_seed(settings.seed)
     data = torch.rand(10, 1, 8, 8), torch.randint(5, (10, 1, 8, 8))
-    with pytest.MonkeyPatch.context() as patch:
+    with (pytest.MonkeyPatch.context() as patch, stopped_after(stop_after),
+          pytest.raises(KeyboardInterrupt) if stop_after else nullcontext()):
         patch.setattr(colourization, 'figure_file', lambda path, *_, **__: nullcontext(path))
         patch.setattr(colourization, 'draw_curves', lambda history, path, title: path.write_text(title))
         colourization.train(make(3, 4, 5), colourization.classification, data, data, settings,
@@ -149,9 +141,54 @@ def training(tmp_path, make=colourization.UNet, *, resume=False, **changes):
     return torch.load(tmp_path / 'w.pkl', weights_only=True)
 
 
+def is_picture(path, pixels=100_000):
+    """Whether a PNG file shows something: enough pixels, and not all of the same colour."""
+    picture = imread(path)[..., :3]
+    return picture.shape[0] * picture.shape[1] >= pixels and picture.std() > 0.05
+
+
+def panels(figure):
+    """What `draw_pictures` has drawn: pictures [H, W] or [H, W, 3] by their labels."""
+    return {axes.get_title(): np.asarray(axes.images[0].get_array()) for axes in figure.axes}
+
+
+def pictures_in(picture, columns=10):
+    """The pictures [N, H, W, ...] of a row of 32x32 ones, cut out again."""
+    return np.stack([picture[:, 33 * i:33 * i + 32] for i in range(columns)])
+
+
+@pytest.fixture
+def mixed(monkeypatch, tmp_path):
+    """Put pictures of ten classes, in mixed order, in place of CIFAR-10; returns what it is, and c.npy.
+
+    Their pixels are red, green or blue, at two grey levels. Of the training cats the first 20 are mostly red
+    where they are bright, the last 30 green; the other pictures, and all for testing, are blue. Where they
+    are dark, it is the next colour.
+    """
+    rng = np.random.default_rng(0)
+
+    def pictures(ys, favourites):
+        dark = rng.random((len(ys), 32, 32)) < 0.3
+        which = (favourites[:, None, None] + rng.choice(3, dark.shape, p=[.7, .2, .1]) + dark) % 3
+        pixels = np.where(dark[..., None], np.array([70, 15, 15]), np.array([200, 50, 50]))
+        pixels = np.take_along_axis(pixels, (np.arange(3) - which[..., None]) % 3, axis=-1)
+        return np.moveaxis(pixels, -1, 1).astype(np.uint8), ys[:, None]
+
+    ys = rng.permutation(np.repeat(np.arange(10), [10, 10, 10, 50, *[10] * 6]))
+    favourites = np.full(140, 2)
+    favourites[ys == 3] = np.repeat([0, 1], [20, 30])
+    train = pictures(ys, favourites)
+    test = pictures(rng.permutation(np.repeat(np.arange(10), [10, 10, 10, 110, *[10] * 6])), np.full(200, 2))
+    for module in (colourization, activations):
+        monkeypatch.setattr(module, 'load_cifar10', lambda where: (train, test))
+    colours = np.array([[.7, .2, .25], [.2, .7, .3], [.15, .25, .7]], np.float32)
+    np.save(tmp_path / 'c.npy', colours)
+    return train, test, colours
+
+
 def obey_ctrl_c():
     """For `preexec_fn`: a shell has its background jobs ignore Ctrl-C, and their children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signals.signal(signals.SIGINT, signals.SIG_DFL)
 
 
 unix_only = pytest.mark.skipif(os.name == 'nt', reason='Windows has no such pipes, links, signals or devices')
@@ -164,10 +201,9 @@ def near(array, expected, distance):
 
 
 def fails(done, status, *words):
-    """Whether a script ended with a status and one line of error that has the words."""
-    line, = done.stderr.splitlines()
-    return (done.returncode == status and line.startswith('error: ')
-            and all(word in line for word in words))
+    """Whether a script ended with a status and, on standard error, one line that has the words."""
+    line, = done.errors.splitlines()
+    return done.status == status and all(word in line for word in words)
 
 
 def peak_memory(folder, script, *arguments):
@@ -184,6 +220,16 @@ def peak_memory(folder, script, *arguments):
     assert done.returncode == 0 and done.stderr == '', done.stderr
     unit = 1 if sys.platform == 'darwin' else 1024  # of ru_maxrss, in bytes
     return int(done.stdout.split()[-1]) * unit
+
+
+def in_namespace(mount, code, folder, **environment):
+    """Run a shell command that mounts what nobody else sees, then Python, which finds the project."""
+    namespace = ['unshare', '--map-root-user', '--mount']
+    if not shutil.which('unshare') or subprocess.run([*namespace, 'true'], capture_output=True).returncode:
+        pytest.skip('mounting needs Linux with user namespaces')
+    return subprocess.run([*namespace, 'sh', '-e', '-c', f'{mount}\nexec "$0" -c "$1"', sys.executable, code],
+                          cwd=folder, env=os.environ | {'PYTHONPATH': str(ROOT)} | environment,
+                          capture_output=True, text=True)
 
 
 @contextmanager
@@ -208,47 +254,102 @@ def part_of_sample():
     return (xs[:300], ys[:300]), (x_test[:100], y_test[:100])
 
 
+@contextmanager
+def stopped_after(steps):
+    """A training ends as by Ctrl-C when it has done so many steps; None is never."""
+    real, done = load_data.batches, itertools.count(1)
+
+    def batches(tensors, batch_size, generator=None, augmentations=()):
+        for batch in real(tensors, batch_size, generator, augmentations):
+            yield batch
+            if generator is not None and next(done) == steps:  # without one it only validates
+                raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(colourization, 'batches', batches)
+        yield
+
+
+# How a script has ended: what it printed, and the figures by the names of their files.
+Done = namedtuple('Done', 'status output errors figures', defaults=[None])
+
+
+def run_here(folder, script, flags, draw, steps):
+    """Run a script as `run_script` does in this process, which spares the seconds that the imports take."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), 'utf-8', write_through=True) for _ in range(2))
+    figures, savefig = {}, Figure.savefig
+
+    def save(figure, file, **settings):
+        figures[Path(file.name).name[1:].rsplit('.', 2)[0]] = figure  # unfinished, it is `.NAME.….partial`
+        return savefig(figure, file, **settings) if draw else file.write(b'not drawn')
+
+    module = importlib.import_module(Path(script).stem)
+    with pytest.MonkeyPatch.context() as patch, stopped_after(steps):
+        patch.chdir(folder)
+        patch.setattr(sys, 'argv', [str(ROOT / script), *flags])
+        patch.setattr(sys, 'stdout', out)
+        patch.setattr(sys, 'stderr', err)
+        patch.setattr(load_data, 'load_sample', part_of_sample)
+        patch.setattr(Figure, 'savefig', save)
+        try:
+            module.run(module.main)
+            status = 0
+        except SystemExit as end:
+            status = end.code or 0
+            if isinstance(status, str):  # which Python prints at the end, with status 1
+                status = print(status, file=err) or 1
+    return Done(status, *(stream.buffer.getvalue().decode() for stream in (out, err)), figures)
+
+
+def run_there(folder, script, flags, stop_after, signal, environment):
+    """Run a script as `run_script` does in a new process."""
+    settings = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    process = subprocess.Popen([sys.executable, ROOT / script, *flags], cwd=folder, env=settings,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding='utf-8',
+                               preexec_fn=obey_ctrl_c if stop_after else None)
+    printed = ''
+    try:
+        while stop_after and stop_after not in printed:
+            assert (line := process.stdout.readline()), process.stderr.read()
+            printed += line
+        if stop_after:
+            process.send_signal(signal)
+        output, errors = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    return Done(process.returncode, printed + output, errors)
+
+
+def run_in(folder, script, *flags, draw=False, new_process=False, stop_after=None, signal=signals.SIGINT,
+           **environment):
+    """`run_script` in a folder."""
+    flags = [*map(str, flags)]
+    if new_process or environment or isinstance(stop_after, str):
+        done = run_there(folder, script, flags, stop_after, signal, environment)
+    else:
+        done = run_here(folder, script, flags, draw, stop_after)
+    lines = done.errors.splitlines()
+    mistakes = [line for line in lines if line.startswith('error: ')]
+    assert 'Traceback' not in done.errors, done.errors
+    assert len(mistakes) == (done.status in (1, 2)) or done.status == 1 and '--image' in flags, done.errors
+    assert not mistakes or lines[-1] == mistakes[-1], done.errors
+    assert done.status < 0 or not list(folder.rglob('*.partial')), done  # a signal can leave one
+    return done
+
+
 @pytest.fixture
-def start_script(tmp_path):
-    """Run a script of the project as a process in an empty folder; returns it when it has finished.
+def run_script(tmp_path):
+    """Run a script in an empty folder: `run_script(script, *flags)` tells how it ended, which is a `Done`.
 
-    Settings of the environment, `HTTPS_PROXY='…'` say, are given by name.
+    As it has to: a failure is told in one line on standard error, which begins with `error: ` and is the last
+    one, without a traceback, and no file is left unfinished. Only --image may name more than one picture.
+
+    It runs in this process, --data sample gives a part of it, and figures are files of a few bytes unless
+    `draw` says otherwise. It runs in a new process with `new_process`, with settings of the environment by
+    name, of which None is removed, or where `stop_after` is a text: once a line of output has it, Ctrl-C is
+    pressed, or another signal sent. Where that is a number, it is Ctrl-C after so many training steps.
     """
-    def start(script, *arguments, **environment):
-        return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=tmp_path,
-                              env=os.environ | environment, capture_output=True, text=True, timeout=600)
-    return start
-
-
-@pytest.fixture
-def run_script(tmp_path, monkeypatch):
-    """Like `start_script`, but in this process, which spares the seconds that the imports take.
-
-    And --data sample gives a part of it, and figures are files of a few bytes unless `draw` says otherwise.
-    """
-    def run(script, *arguments, draw=False):
-        out, err = (io.TextIOWrapper(io.BytesIO(), 'utf-8') for _ in range(2))
-        status = 0
-        with monkeypatch.context() as patch:
-            patch.chdir(tmp_path)
-            patch.setattr(sys, 'argv', [str(ROOT / script), *map(str, arguments)])
-            patch.setattr(sys, 'stdout', out)
-            patch.setattr(sys, 'stderr', err)
-            patch.setattr(load_data, 'load_sample', part_of_sample)
-            if not draw:
-                patch.setattr(Figure, 'savefig', lambda figure, file, **_: file.write(b'not drawn'))
-            try:
-                runpy.run_path(str(ROOT / script), run_name='__main__')
-            except SystemExit as end:
-                status = end.code
-                if isinstance(status, str):  # which Python prints at the end, with status 1
-                    status = print(status, file=err) or 1
-        printed = []
-        for stream in (out, err):
-            stream.flush()
-            printed.append(stream.buffer.getvalue().decode())
-        return SimpleNamespace(returncode=status or 0, stdout=printed[0], stderr=printed[1])
-    return run
+    return partial(run_in, tmp_path)
 
 
 @pytest.fixture(scope='session')

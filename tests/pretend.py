@@ -82,7 +82,7 @@ class Pretended(TorchDispatchMode):
             torch.Tensor, lambda x: wrappers[id(x)] if id(x) in wrappers else PretendTensor(x), result)
 
 
-class Backend(backend_registration._DummyBackendModule):
+class Backend(getattr(backend_registration, '_DummyBackendModule', object)):
     available = False  # it cannot be taken back from PyTorch, but be switched off
 
     def is_available(self):

@@ -46,13 +46,13 @@ def test_a_table_has_means_spreads_and_gains_seed_by_seed_and_stars_what_is_hard
 
 
 @pytest.mark.slow
-def test_experiment_is_its_command(start_script, tmp_path):
+def test_experiment_is_its_command(run_script, tmp_path):
     command = 'colourization.py -m CNN -f 1 -e 1 -b 500 --hold_out 50'
     run = experiments.train(command, 3, 'sample', 1)
-    done = start_script(*shlex.split(command), '--data', 'sample', '-s', 3)
+    done = run_script(*shlex.split(command), '--data', 'sample', '-s', 3, new_process=True)
     with open(tmp_path / 'outputs/history_CNN.csv', newline='') as file:
         *_, last = csv.DictReader(file)
-    assert done.returncode == 0 and run == {'command': command, 'seed': '3'} | last | {
+    assert done.status == 0 and run == {'command': command, 'seed': '3'} | last | {
         'seconds': run['seconds']}
 
 
@@ -129,9 +129,9 @@ def test_comparison_is_of_the_test_horses_in_the_ways_that_it_names(tmp_path, mo
 @pytest.mark.slow
 def test_readme_of_the_weights_has_the_table_of_the_comparison(cifar10, run_script, tmp_path):
     done = run_script('outputs/writeup/comparison.py', '--data', cifar10, '--outdir', tmp_path, draw=True)
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.errors
     assert (tmp_path / 'comparison.png').stat().st_size > 50_000
-    rows = re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', done.stdout, re.MULTILINE)
+    rows = re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', done.output, re.MULTILINE)
     assert len(rows) == 6
     readme = (ROOT / 'weights/README.md').read_text('utf-8')
     for name, *numbers in rows:
@@ -144,9 +144,9 @@ def test_readme_of_the_weights_has_the_table_of_the_comparison(cifar10, run_scri
 @pytest.mark.slow
 def test_readme_of_the_weights_has_the_table_of_the_photographs(run_script, tmp_path):
     done = run_script('outputs/writeup/comparison.py', '--image', '--outdir', tmp_path, draw=True)
-    assert done.returncode == 0, done.stderr
+    assert done.status == 0, done.errors
     assert (tmp_path / 'photograph.png').stat().st_size > 50_000
-    rows = re.findall(r'^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', done.stdout, re.MULTILINE)
+    rows = re.findall(r'^\| (\w+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$', done.output, re.MULTILINE)
     assert [name for name, *_ in rows] == ['china', 'flower', 'grace_hopper', 'mean']
     readme = (ROOT / 'weights/README.md').read_text('utf-8')
     for name, *numbers in rows:
