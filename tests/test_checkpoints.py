@@ -248,6 +248,12 @@ def test_checkpoint_of_another_model_is_refused_by_name(saved_as, asked, tmp_pat
         load_model(asked, tmp_path / 'w.pkl')
 
 
+def test_name_of_another_model_may_be_long(tmp_path):
+    (tmp_path / 'w.pkl').write_bytes(saved(with_notes({'': {'model': 'x' * 1000}})))
+    with pytest.raises(InputError, match=f'w.pkl is a {"x" * 60}, not a CNN'):
+        load_model(CNN, tmp_path / 'w.pkl')
+
+
 def test_checkpoint_of_other_sizes_is_refused(tmp_path):
     save_checkpoint(network(CNN, 3, 8, 24), tmp_path / 'w.pkl')
     for sizes, words in (({'num_filters': 16}, '-f 8.*-f 16'), ({'kernel': 5}, '-k 3.*-k 5')):

@@ -22,7 +22,8 @@ import pytest
 import load_data
 from conftest import fails, full_disk, unix_only
 from files import HOSTILE_PICKLES, POINTER, look_up, others_than, python2_batch, tar_header, tarred, word
-from load_data import InputError, Recorder, fetch, load_cifar10, read_batch, recorded_array
+from load_data import (BATCHES, InputError, Recorder, fetch, load_cifar10, read_batch, read_batches,
+                       recorded_array)
 
 NAMES = [f'data_batch_{i}' for i in range(1, 6)] + ['test_batch']
 ARCHIVE, FOLDER = 'cifar-10-python.tar.gz', 'cifar-10-batches-py'
@@ -466,3 +467,9 @@ def test_real_data_has_5000_and_1000_horses(cifar10):
     assert y_test[:10, 0].tolist() == [3, 8, 8, 0, 6, 6, 1, 6, 3, 1]  # cat, ship, ship, plane, ...
     mean = x_train.mean(axis=(0, 2, 3)) / 255
     assert mean == pytest.approx([0.4914, 0.4822, 0.4465], abs=2e-4)  # as everybody quotes them
+
+
+def test_files_of_a_folder_are_closed_again(tmp_path):
+    for name in BATCHES:
+        (tmp_path / name).touch()
+    assert all(file.closed for _, file in list(read_batches(tmp_path)))

@@ -175,3 +175,35 @@ def test_colours_may_be_2_to_256(count, tmp_path):
     colours = np.linspace(0, 1, 3 * count).reshape(count, 3)  # 0 and 1 themselves too
     np.save(tmp_path / 'c.npy', colours)
     assert np.array_equal(load_colours(tmp_path / 'c.npy'), colours.astype(np.float32))
+
+
+def test_colour_that_is_nearer_by_less_than_single_precision_can_tell_is_chosen():
+    colours = np.float32([[0.75, 0.75, 0.5 + 2**-8], [0.75, 0.75, 0.5 + 2**-8 - 2**-24]])
+    distances = np.square(colours.astype(float) - 0.5).sum(axis=1)
+    assert distances[1] < distances[0] and np.float32(distances[0]) == np.float32(distances[1])
+    assert get_rgb_cat(np.full((1, 3, 1, 1), 0.5, np.float32), colours).item() == 1
+
+
+def test_colours_of_all_categories_may_be_those_of_few_pictures(run_script, monkeypatch, tmp_path):
+    xs = np.arange(24, dtype=np.uint8).reshape(2, 3, 2, 2)
+    monkeypatch.setattr(colourization, 'load_cifar10', lambda where: ((xs, np.array([[0], [9]])), None))
+    assert run_script('colourization.py', '--kmeans', 8, '--category', 'all').status == 0
+    found = np.load(tmp_path / 'colour/colour_kmeans8_catall.npy')
+    assert np.allclose(found, np.moveaxis(xs, 1, -1).reshape(-1, 3) / 256)
+
+
+def test_part_of_many_pixels_has_some_of_every_column(monkeypatch):
+    """A step that divides the width would see one column of the pictures only."""
+    fitted = []
+
+    class KMeans:
+        def __init__(self, *_, **__):
+            self.cluster_centers_, self.inertia_ = np.zeros((2, 3)), 0
+
+        def fit(self, pixels, sample_weight=None):
+            fitted.append(pixels)
+            return self
+
+    monkeypatch.setattr('sklearn.cluster.KMeans', KMeans)
+    kmeans_colours(np.broadcast_to(np.arange(32, dtype=np.float32) / 256, (1000, 3, 32, 32)), 2)
+    assert len(fitted[0]) < 10**5 and len(np.unique(fitted[0])) == 32

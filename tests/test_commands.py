@@ -2,6 +2,7 @@
 
 import copy
 import errno
+import io
 import json
 import math
 import os
@@ -11,6 +12,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import venv
 from contextlib import redirect_stderr, redirect_stdout
 from importlib.metadata import version
 from itertools import combinations
@@ -284,7 +286,7 @@ def test_wrong_use_is_told_in_a_line_before_any_work(command, status, word, run_
 
 
 def raising(error):
-    def main():
+    def main(*_):
         raise error
     return main
 
@@ -314,22 +316,28 @@ def test_what_a_user_can_put_right_ends_in_a_line(main, line):
 # ---- Streams ----
 
 
-class Text:
-    """The least that Python asks of a standard stream, which may refuse with an error of a number."""
+def refusing(number):
+    """A stream that cannot be written: a full disk, or a pipe that nobody reads (EINVAL is Windows' word)."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    file = io.FileIO('/dev/full' if number == errno.ENOSPC else writer, 'w')
+    stream = io.TextIOWrapper(file, write_through=True)
+    if number == errno.EINVAL:
+        stream.write = raising(OSError(number, 'Invalid argument'))
+    return stream
 
-    def __init__(self, number=None):
-        self.text, self.flushed, self.number = '', [], number  # flushed is what had been written then
+
+class Text:
+    """The least that Python asks of a standard stream."""
+
+    def __init__(self):
+        self.text, self.flushed = '', []  # the latter is what had been written then
 
     def write(self, text):
-        if self.number:
-            raise OSError(self.number, os.strerror(self.number))
         self.text += text
 
     def flush(self):
         self.flushed.append(self.text)
-
-    def fileno(self):
-        return 1
 
 
 @pytest.mark.parametrize('number, status', [
@@ -338,17 +346,18 @@ class Text:
                    'elsewhere')])
 @pytest.mark.parametrize('script, flags', [(colourization, '-m CNN --summary'), (colourization, '--help'),
                                            (colour_regression, '--summary')])
+@unix_only
 def test_output_that_cannot_be_written_ends_a_run(number, status, script, flags, monkeypatch, capsys):
-    monkeypatch.setattr(os, 'dup2', lambda *_: None)
-    monkeypatch.setattr(sys, 'stdout', Text(number))
+    monkeypatch.setattr(sys, 'stdout', refusing(number))
     monkeypatch.setattr(sys, 'argv', ['script.py', *flags.split()])
     with pytest.raises(SystemExit) as end:
         run(script.main)
     assert end.value.code == status and capsys.readouterr().err == ''
 
 
+@unix_only
 def test_warning_that_cannot_be_written_ends_nothing(monkeypatch):
-    monkeypatch.setattr(sys, 'stderr', Text(errno.ENOSPC))
+    monkeypatch.setattr(sys, 'stderr', refusing(errno.ENOSPC))
     assert colourization.choose_device(gpu=not torch.accelerator.is_available()).type == 'cpu'
     with colourization.only_warn():
         raise InputError('no room for a table')
@@ -539,11 +548,26 @@ def test_both_readmes_tell_the_same_numbers():
         assert accuracies[f'{name.lower()}_prior_k3_f32.pkl'] == with_prior
 
 
-def test_requirements_have_what_is_here_and_any_newer_torch_and_the_readme_names_that_of_its_numbers():
+@pytest.mark.parametrize('torch_version', ['2.6.0', '2.15.0'])
+def test_torch_that_is_there_is_kept(torch_version, tmp_path):
+    """By pip itself, in an environment that has this one, and all else as here."""
+    pytest.importorskip('pip', reason='asks pip')
+    venv.create(tmp_path / 'venv', symlinks=os.name != 'nt')
+    packages = next((tmp_path / 'venv').rglob('site-packages'))
     lines = (ROOT / 'requirements.txt').read_text('utf-8').splitlines()
-    wanted = [Requirement(line.partition('#')[0]) for line in lines]
-    assert all(version(package.name) in package.specifier for package in wanted)
-    assert all(newer in wanted[0].specifier for newer in ('2.6.0', '2.13.0', '2.15.0', '3.0'))
+    for name in [Requirement(line.partition('#')[0]).name for line in lines]:
+        told = f'Name: {name}\nVersion: {torch_version if name == "torch" else version(name)}\n'
+        folder = packages / f'{name.replace("-", "_")}-0.dist-info'
+        folder.mkdir()
+        (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\n{told}')
+    pip = [sys.executable, '-m', 'pip', '--isolated', '--python', tmp_path / 'venv']
+    done = subprocess.run([*pip, 'install', '--dry-run', '--no-index', '-r', ROOT / 'requirements.txt'],
+                          env=os.environ | {'PIP_CONFIG_FILE': os.devnull}, capture_output=True, text=True)
+    assert done.stdout.count('Requirement already satisfied') == len(lines), done.stderr
+    assert done.returncode == 0 and 'Would install' not in done.stdout
+
+
+def test_readme_names_the_torch_of_its_numbers():
     commands = re.findall(r'^ +pip install (.*) && ', README, re.MULTILINE)
     assert commands == ['torch==2.13.0 -r requirements.txt'] * 2
 

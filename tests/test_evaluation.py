@@ -3,6 +3,8 @@
 import json
 import math
 import re
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ import torch
 
 import colourization
 from colour_regression import RegressionCNN
-from colourization import UNet, classification, psnr, put_grey_back, run_validation_step, scores_to_rgb
+from colourization import (CNN, UNet, baselines, classification, psnr, put_grey_back, report,
+                           run_validation_step, scores_to_rgb)
 from conftest import ROOT, fails, near, panels, pictures_in
 
 
@@ -164,3 +167,27 @@ def test_loss_above_that_of_guessing_gives_a_warning(run_script, tmp_path):
     done = run_script('colourization.py', '-m', 'UNet', '--valid', '--data', 'sample', '--checkpoint',
                       'weights/unet_k3_f16.pkl')
     assert (done.status, done.errors) == (0, '')
+
+
+@pytest.mark.parametrize('loss, warned', [
+    (math.log(2), False), (math.nextafter(math.log(2), 1), True), (math.nan, True)])
+def test_loss_is_warned_of_from_above_that_of_guessing(loss, warned, tmp_path, capsys):
+    args = SimpleNamespace(checkpoint=Path('w.pkl'), outdir=tmp_path, seed=0, valid=True, hold_out=0,
+                           temperature=0)
+    about = {'network': 'CNN', 'pictures': 'noise', 'colours': [[0.2] * 3, [0.7] * 3]}
+    report(args, CNN(1, 1, 2), about, {'loss': loss, 'accuracy': 0.5}, {}, {})
+    assert ('above that of guessing' in capsys.readouterr().err) == warned
+
+
+@pytest.mark.parametrize('temperature', [1e-300, 1e-40, 1e-4])
+def test_temperature_of_nearly_nothing_takes_the_likeliest_colour(temperature):
+    """Scores divided by it would be infinite."""
+    scores, colours = torch.randn(2, 5, 3, 4), np.random.default_rng(0).random((5, 3), dtype=np.float32)
+    assert np.array_equal(scores_to_rgb(scores, colours, temperature), scores_to_rgb(scores, colours))
+
+
+def test_baseline_tells_white_from_what_is_nearly_white():
+    counts = torch.zeros(766, 3, dtype=torch.int64)
+    counts[764, 1], counts[765, 2] = 9, 5
+    grey, numbers = torch.tensor([764, 765]) / 768, torch.tensor([1, 2])
+    assert list(baselines(counts, grey, numbers).values()) == [0.5, 1]

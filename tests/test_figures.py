@@ -50,6 +50,9 @@ def test_curves_show_the_history():
         'training, while it learns (last: 30.0%)', 'validation, averaged weights (last: 15.0%)']
     assert [axes.get_title() for axes in figure.axes] == ['loss', 'accuracy']
     assert figure.get_suptitle() == 'what the figure says above'
+    loss, accuracy = figure.axes
+    assert loss.get_xlim() == accuracy.get_xlim() == (0.5, 3.5)  # room at both ends
+    assert accuracy.yaxis.get_major_formatter()(0.5) == '50.0%' != loss.yaxis.get_major_formatter()(0.5)
 
 
 def test_figures_are_the_same_whatever_the_settings_and_leave_them_alone(tmp_path):

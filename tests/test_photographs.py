@@ -458,3 +458,11 @@ def test_108_megapixels_take_less_than_4_gb(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         assert Image.open(tmp_path / 'outputs/a_colour.png').size == (12_000, 9000)
+
+
+def test_picture_whose_result_would_have_too_long_a_name_does_not_stop_the_others(run_script, tmp_path):
+    long = 'n' * 246 + '.png'  # of 255 letters, which are the most, `_colour` is too many
+    for name in (long, 'a.png'):
+        Image.new('L', (8, 8), 99).save(tmp_path / name)
+    done = run_script('colourization.py', '--image', long, 'a.png')
+    assert done.output == 'Wrote outputs/a_colour.png\n' and fails(done, 1, 'too long')

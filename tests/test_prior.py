@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from colourization import MODELS, add_prior, load_model, log_frequencies, save_checkpoint
+from colourization import CNN, MODELS, add_prior, load_model, log_frequencies, save_checkpoint
 from conftest import fails
 
 
@@ -61,3 +61,11 @@ def test_prior_is_recognised_in_its_checkpoint(run_script, tmp_path):
     for what in ('--valid', '--summary'):
         assert fails(run_script('colourization.py', *flags, what, '--prior', 60), 1, '50 entries', '--prior')
     assert fails(run_script('colourization.py', '-m', 'DUNet', *flags[2:], '--valid'), 1, 'UNet')
+
+
+@pytest.mark.parametrize('grey, entry', [(-0.5, 0), (0.0, 0), (765 / 768, 9), (1.5, 9)])
+def test_what_is_darker_than_black_or_brighter_than_white_has_their_entry(grey, entry):
+    model, table, x = CNN(3, 2, 5).eval(), torch.randn(10, 5), torch.full((1, 1, 4, 4), grey)
+    plain = model(x)
+    add_prior(model, table)
+    torch.testing.assert_close(model(x) - plain, table[entry][:, None, None].expand(1, 5, 4, 4))

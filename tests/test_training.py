@@ -2,12 +2,14 @@
 
 import csv
 import gc
+import io
 import itertools
 import math
 import re
 import shutil
 import signal
 import sys
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -229,16 +231,19 @@ def test_table_or_picture_that_cannot_be_written_is_a_warning(name, tmp_path, mo
     assert (tmp_path / 'w.pkl').exists() and (tmp_path / 'outputs/eval_CNN.png').exists()
 
 
-@pytest.mark.parametrize('later', ['save_history', 'print_result'])
+@pytest.mark.parametrize('later', ['tables', pytest.param('lines', marks=unix_only)])
 def test_weights_and_state_are_saved_before_tables_and_lines(later, tmp_path, monkeypatch):
-    """So that what ends the process there costs nothing."""
-    monkeypatch.setattr(colourization, later, lambda *_: sys.exit())
-    with pytest.raises(SystemExit):
+    """So that what ends the process there, as a full disk that the lines are sent to, costs nothing."""
+    if later == 'tables':
+        monkeypatch.setattr(colourization, 'save_history', lambda *_: sys.exit())
+    else:
+        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.FileIO('/dev/full', 'w'), write_through=True))
+    with pytest.raises((SystemExit, InputError)):
         training(tmp_path)
     state = torch.load(tmp_path / 'w.pkl.resume', weights_only=True)
     weights = torch.load(tmp_path / 'w.pkl', weights_only=True)
     assert all(torch.equal(weights[name], tensor) for name, tensor in state['model'].items())
-    assert (tmp_path / 'history_UNet.csv').exists() == (later == 'print_result')
+    assert (tmp_path / 'history_UNet.csv').exists() == (later == 'lines')
 
 
 @unix_only
@@ -444,3 +449,17 @@ def test_killed_script_is_resumed(tmp_path):
     whole, parts = ({path.name for path in (tmp_path / name / 'outputs').iterdir() if path.name[0] != '.'}
                     for name in ('whole', 'parts'))
     assert whole == parts
+
+
+def test_colour_numbers_may_be_bytes():
+    scores, numbers = torch.randn(2, 256, 4, 32), torch.arange(256).reshape(2, 1, 4, 32)
+    assert classification(scores, numbers.byte()) == classification(scores, numbers)
+
+
+def test_training_pictures_are_let_go_before_the_evaluation(run_script, monkeypatch):
+    kept, real = [], colourization.evaluate
+    monkeypatch.setattr(colourization, 'train', lambda model, objective, train_set, *_, **__: (
+        kept.append(weakref.ref(train_set[0]))))
+    monkeypatch.setattr(colourization, 'evaluate', lambda *given: kept.append(kept[0]()) or real(*given))
+    assert run_script('colourization.py', '-m', 'CNN', '-f', 2, '--data', 'sample').status == 0
+    assert kept[1] is None
