@@ -11,7 +11,7 @@ import torch
 
 import comparison
 import experiments
-from colourization import UNet, load_model, parse_args
+from colourization import DUNet, UNet, load_model, parse_args
 from conftest import ROOT, near
 from load_data import InputError
 
@@ -19,56 +19,54 @@ from load_data import InputError
 def test_tables_of_part_f_are_those_of_its_runs():
     runs = experiments.read_table(experiments.RUNS)
     assert experiments.PAGE.read_text('utf-8') == experiments.page(runs)
-    done = [(run['command'], int(run['seed'])) for run in runs]
-    assert sorted(done) == sorted(experiments.planned_runs())
+    assert [(run['run'], int(run['seed'])) for run in runs] == experiments.planned_runs()
     for run in runs:
-        script, *flags = shlex.split(run['command'])
+        script, *flags = shlex.split(run['run'])
         assert script == 'colourization.py' and parse_args(flags).hold_out == 500
 
 
 def test_a_table_has_means_spreads_and_gains_seed_by_seed_and_stars_what_is_hardly_chance():
-    """With three seeds the t-test has a closed form: p = 1 - t / sqrt(t^2 + 2)."""
-    losses = {1: (2, 2.001, 2.002), 2: (2.002, 2.001, 2.003), 3: (3, 3.001, 3.003), 4: (2.001, 2.004, 2.003)}
-    runs = [{'command': f'colourization.py -e {e}', 'seed': str(seed), 'train_loss': '1',
-             'val_loss': str(losses[e][seed]), 'val_accuracy': str(accuracy)}
-            for e, accuracies in ((1, (.5, .52, .54)), (2, (.51, .53, .61)),  # t = 1.5, p = 0.27
-                                  (3, (.6, .62, .65)),  # t = 31, p = 0.001
-                                  (4, (.52, .55, .575)))  # t = 6.4, p = 0.023, but one of three comparisons
-            for seed, accuracy in enumerate(accuracies)]
-    rows = {'one': {}, 'two': {'-e': 2}, 'three': {'-e': 3}, 'four': {'-e': 4}}
-    *_, first, second, third, fourth = experiments.table({'-e': 1}, rows, range(3), runs).splitlines()
-    assert first == '| one | 2.001 ± 0.001 | 52.0 ± 2.0 |  | 1.000 ± 0.000 |'
-    assert second == '| two | 2.002 ± 0.001 | 55.0 ± 5.3 | +3.0 ± 3.5 | 1.000 ± 0.000 |'
-    assert third == '| three | 3.001 ± 0.002 * | 62.3 ± 2.5 | +10.3 ± 0.6 * | 1.000 ± 0.000 |'
-    assert fourth == '| four | 2.003 ± 0.002 | 54.8 ± 2.8 | +2.8 ± 0.8 | 1.000 ± 0.000 |'
-    with pytest.raises(InputError, match='-e 4 was not run with seed 2'):
-        experiments.table({'-e': 1}, rows, range(3), runs[:-1])
+    """Dunnett's test of three rows over three seeds: at 8 degrees of freedom, |t| above 2.88."""
+    losses = {1: (2, 2.1, 2.2), 2: (2.23, 2.33, 2.43),  # t = 0.23 / 0.0816 = 2.82
+              3: (2.24, 2.34, 2.44), 4: (1.765, 1.865, 1.965)}  # t = 2.94 and -2.88
+    runs = [{'run': f'run {i}', 'seed': str(seed), 'train_loss': '1', 'val_loss': str(loss),
+             'val_accuracy': str((.5, .52, .54)[seed] + i / 100 * (seed + 1))}
+            for i, row in losses.items() for seed, loss in enumerate(row)]
+    names = {'one': 'run 1', 'two': 'run 2', 'three': 'run 3', 'four': 'run 4'}
+    block = experiments.measures(names, range(3), runs)
+    assert block['three']['gain'] == pytest.approx([2, 4, 6])
+    first, *others = experiments.table(block, experiments.FORMS | {'train_loss': '.3f'})
+    assert first == ['one', '2.100 ± 0.100', '54.0 ± 3.0', '', '1.000 ± 0.000']
+    assert others[0] == ['two', '2.330 ± 0.100', '56.0 ± 4.0', '+2.0 ± 1.0', '1.000 ± 0.000']
+    assert [row[1].endswith(' *') for row in others] == [False, True, False]
+    with pytest.raises(InputError, match='run 4 was not run with seed 2'):
+        experiments.measures(names, range(3), runs[:-1])
 
 
 @pytest.mark.slow
 def test_experiment_is_its_command(run_script, tmp_path):
     command = 'colourization.py -m CNN -f 1 -e 1 -b 500 --hold_out 50'
-    run = experiments.train(command, 3, 'sample', 1)
+    *_, run = experiments.history(command, 3, 'sample')
     done = run_script(*shlex.split(command), '--data', 'sample', '-s', 3, new_process=True)
     with open(tmp_path / 'outputs/history_CNN.csv', newline='') as file:
         *_, last = csv.DictReader(file)
-    assert done.status == 0 and run == {'command': command, 'seed': '3'} | last | {
-        'seconds': run['seconds']}
+    assert done.status == 0 and run == last | {'seconds': run['seconds']}
 
 
 def test_what_was_run_is_not_run_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(experiments, 'RUNS', tmp_path / 'results/runs.csv')
-    monkeypatch.setattr(experiments, 'PAGE', tmp_path / 'results/page.md')
-    monkeypatch.setattr(experiments, 'TABLES', {'title': (
-        {'-e': 1}, {'one': {}, 'two': {'-e': 2}}, range(3), 'text')})
-    monkeypatch.setattr(experiments, 'train', lambda command, seed, data, threads: {
-        'command': command, 'seed': str(seed), 'val_loss': '1', 'val_accuracy': '0.5', 'train_loss': '1'})
+    monkeypatch.setattr(experiments, 'RUNS', tmp_path / 'runs.csv')
+    monkeypatch.setattr(experiments, 'PAGE', tmp_path / 'page.md')
+    monkeypatch.setattr(experiments, 'TABLES', {
+        'title': ({'-e': 1}, {'one': {}, 'two': {'-e': 2}}, range(3))})
+    monkeypatch.setattr(experiments, 'history', lambda command, seed, data: [
+        {'val_loss': f'{seed}', 'val_accuracy': f'0.{seed}{len(command)}', 'train_loss': '1'}])
     monkeypatch.setattr(sys, 'argv', ['experiments.py'])
     experiments.main()
     whole = experiments.RUNS.read_text('utf-8')
     *_, last = lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 7 and last.startswith('All 6 runs are in ')
-    experiments.RUNS.write_text(''.join(whole.splitlines(True)[:3]))  # interrupted after two
+    head, *rows = whole.splitlines(True)
+    experiments.RUNS.write_text(''.join([head, rows[4], rows[1]]))  # interrupted after two
     experiments.main()
     assert len(capsys.readouterr().out.splitlines()) == 5
     assert experiments.RUNS.read_text('utf-8') == whole
@@ -101,7 +99,8 @@ def test_comparison_is_of_the_test_horses_in_the_ways_that_it_names(tmp_path, mo
     grey = rgb.mean(axis=1, keepdims=True)
 
     def painted(name, temperature):
-        model, colours = load_model(UNet, ROOT / f'weights/{name}_k3_f32.pkl')
+        make = DUNet if name[0] == 'd' else UNet
+        model, colours = load_model(make, ROOT / f'weights/{name}_k3_f32.pkl')
         with torch.no_grad():
             scores = model(torch.from_numpy(grey))
         if not temperature:
@@ -114,7 +113,8 @@ def test_comparison_is_of_the_test_horses_in_the_ways_that_it_names(tmp_path, mo
                 'UNet with prior, likeliest colours': painted('unet_prior', 0),
                 'UNet, mean, grey put back': painted('unet', 1),
                 'UNet with prior, annealed mean, grey put back': painted('unet_prior', 0.38),
-                'UNet with prior, mean, grey put back': painted('unet_prior', 1), 'truth': rgb}
+                'UNet with prior, mean, grey put back': painted('unet_prior', 1),
+                'DUNet with prior, mean, grey put back': painted('dunet_prior', 1), 'truth': rgb}
     rows = [re.fullmatch(r'\| (.+?) \| ([\d.]*) ?\|.*\|.*\|', line).groups()
             for line in capsys.readouterr().out.splitlines()[2:]]
     assert [name for name, _ in rows] == list(expected)
@@ -132,7 +132,7 @@ def test_readme_of_the_weights_has_the_table_of_the_comparison(cifar10, run_scri
     assert done.status == 0, done.errors
     assert (tmp_path / 'comparison.png').stat().st_size > 50_000
     rows = re.findall(r'^\| (.+?) \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', done.output, re.MULTILINE)
-    assert len(rows) == 6
+    assert len(rows) == 7
     readme = (ROOT / 'weights/README.md').read_text('utf-8')
     for name, *numbers in rows:
         told = re.search(rf'^\| {re.escape(name)} \| ([\d.]+) \| ([\d.]+) dB \| ([\d.]+) \|$', readme,

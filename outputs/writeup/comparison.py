@@ -3,9 +3,8 @@
     python outputs/writeup/comparison.py --data data
     python outputs/writeup/comparison.py --image         # photographs instead, for which no data is needed
 
-Writes `figures/comparison.png`, and prints a table in Markdown: errors against the true pictures
-and colourfulness, over the 1,000 test horses. Of photographs it tells how `colourization.py --image` colours
-three that are installed with the packages, and draws one into `figures/photograph.png`.
+Writes `figures/comparison.png`, and prints a table in Markdown, of the 1,000 test horses. Or it tells how
+`colourization.py --image` colours three photographs of installed packages: `figures/photograph.png`.
 """
 
 import argparse
@@ -20,10 +19,11 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from colourization import (IMAGE_CHECKPOINT, SHOWN, UNet, colourize, draw_pictures,  # noqa: E402
+from colourization import (IMAGE_CHECKPOINT, SHOWN, DUNet, UNet, colourize, draw_pictures,
                            load_model, mosaic, process, psnr, put_grey_back, run, scores_to_rgb)
-from load_data import InputError, check_writable, load_cifar10  # noqa: E402
+from load_data import InputError, check_writable, load_cifar10
 
+BEST = 'mean, grey put back'
 ANNEALED = 0.38  # the temperature of Zhang, Isola and Efros (2016)
 PAPER = 6.7  # the width of the write-up's text in inches: a font of 9 points comes out as such
 
@@ -40,38 +40,35 @@ def colourfulness(rgb):
     return float((spread + 0.3 * centre).mean())
 
 
-def measure_pictures(pictures, truth):
-    """Errors and colourfulness of pictures, arrays [N, 3, H, W] in [0, 1] by name, against the true ones."""
-    return {name: {'mean_squared_error': float(np.square(rgb - truth).mean()),
-                   'colourfulness': colourfulness(rgb)} for name, rgb in pictures.items()}
+def judge(pictures, rgb):
+    """Error of pictures, arrays [N, 3, H, W] in [0, 1], against the true ones, and their colourfulness."""
+    return {'error': float(np.square(pictures - rgb).mean()), 'colourfulness': colourfulness(pictures)}
 
 
 @torch.no_grad()
-def colour(name, grey, temperature):
-    """What a shipped UNet makes of grey pictures [N, 1, H, W]."""
-    model, colours = load_model(UNet, ROOT / 'weights' / name)
-    return np.concatenate([scores_to_rgb(model(x), colours, temperature)
-                           for x in torch.from_numpy(grey).split(100)])
+def colour(name, grey, temperature, make=UNet):
+    """What a network of weights/ makes of grey pictures [N, 1, H, W]; with a temperature, keep their grey."""
+    model, colours = load_model(make, ROOT / f'weights/{name}_k3_f32.pkl')
+    painted = np.concatenate([scores_to_rgb(model(x), colours, temperature)
+                              for x in torch.from_numpy(grey).split(100)])
+    return put_grey_back(painted, grey) if temperature else painted
 
 
 def ways(grey):
     """Grey pictures [N, 1, H, W] coloured in each of the ways that are compared, by name."""
-    course, ours = 'unet_k3_f32.pkl', 'unet_prior_k3_f32.pkl'
-    pictures = {'grey picture': np.repeat(grey, 3, axis=1),
-                'UNet, likeliest colours': colour(course, grey, 0),
-                'UNet with prior, likeliest colours': colour(ours, grey, 0),
-                'UNet, mean, grey put back': put_grey_back(colour(course, grey, 1), grey)}
-    for name, temperature in (('annealed mean', ANNEALED), ('mean', 1)):
-        painted = colour(ours, grey, temperature)
-        pictures[f'UNet with prior, {name}, grey put back'] = put_grey_back(painted, grey)
-    return pictures
+    return {'grey picture': np.repeat(grey, 3, axis=1),
+            'UNet, likeliest colours': colour('unet', grey, 0),
+            'UNet with prior, likeliest colours': colour('unet_prior', grey, 0),
+            f'UNet, {BEST}': colour('unet', grey, 1),
+            'UNet with prior, annealed mean, grey put back': colour('unet_prior', grey, ANNEALED),
+            f'UNet with prior, {BEST}': colour('unet_prior', grey, 1),
+            f'DUNet with prior, {BEST}': colour('dunet_prior', grey, 1, DUNet)}
 
 
-def draw(pictures, rgb, outdir):
-    rows = pictures | {'truth': rgb}
-    shown = 'grey picture', 'UNet, likeliest colours', 'UNet with prior, mean, grey put back', 'truth'
-    draw_pictures([(name, mosaic(rows[name][:SHOWN], SHOWN)) for name in shown],
-                  outdir / 'comparison.png', '', width=PAPER)
+def draw(pictures, path):
+    """Draw some of the ways."""
+    shown = 'grey picture', 'UNet, likeliest colours', f'UNet with prior, {BEST}', 'truth'
+    draw_pictures([(name, mosaic(pictures[name][:SHOWN], SHOWN)) for name in shown], path, '', width=PAPER)
 
 
 def photographs():
@@ -91,10 +88,7 @@ def chroma(rgb):
 
 
 def compare_photographs(outdir):
-    """What --image makes of the grey of photographs.
-
-    The error of the chroma is relative to that of the grey picture, which has none.
-    """
+    """What --image makes of the grey of photographs; errors are relative to the grey picture's."""
     check_writable(outdir / 'photograph.png')
     model, colours = load_model(UNet, ROOT / IMAGE_CHECKPOINT)
     print('| | error of the chroma | colourfulness | of the truth |\n|---|---|---|---|')
@@ -121,14 +115,13 @@ def main():
     if args.data == 'sample':
         raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
     rgb, grey = process(*load_cifar10(args.data)[1])
-    pictures = ways(grey)
-
+    pictures = ways(grey) | {'truth': rgb}
+    draw(pictures, args.outdir / 'comparison.png')
     print('| | mean squared error | PSNR | colourfulness |\n|---|---|---|---|')
-    for name, measured in measure_pictures(pictures | {'truth': rgb}, rgb).items():
-        error = measured['mean_squared_error']
+    for name, painted in pictures.items():
+        error, colourful = judge(painted, rgb).values()
         distance = f'{error:.5f} | {psnr(error):.2f} dB' if error else '|'
-        print(f'| {name} | {distance} | {measured["colourfulness"]:.1f} |')
-    draw(pictures, rgb, args.outdir)
+        print(f'| {name} | {distance} | {colourful:.1f} |')
 
 
 if __name__ == '__main__':
