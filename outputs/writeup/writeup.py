@@ -101,7 +101,7 @@ CUTS = {  # what is taken from the UNet, and the run
     'no \\texttt{downconv1} to \\texttt{upconv2}': 'UNet without upconv2',
     'instead, grey pixels to \\texttt{upconv2}': 'UNet, pixels for upconv2',
     'no input to \\texttt{finalconv}': 'UNet without finalconv', 'none of the three': 'UNet without all',
-    'no \\texttt{rfconv} to \\texttt{upconv1}': 'UNet without middle'}
+    'no middle (\\texttt{rfconv} to \\texttt{upconv1})': 'UNet without middle'}
 PRIOR_CUTS = {'nothing': 'UNet with prior', 'none of the three': 'UNet with prior without all'}
 ENDS = {'the whole UNet': '', 'without the way around the middle': ' without upconv1',
         'without any skip connection': ' without all'}
@@ -123,7 +123,7 @@ NUMBERS = {  # by macro: where it stands in the results, and its format
     'BrightnessOfSpread': 'networks/brightness in the variance .0%', 'LossCNN': 'networks/CNN/loss .4f',
     'AccuracyCNN': 'networks/CNN/accuracy .1%', 'LossUNet': 'networks/UNet/loss .4f',
     'AccuracyUNet': 'networks/UNet/accuracy .1%', 'LossDUNet': 'networks/DUNet/loss .4f',
-    'AccuracyDUNet': 'networks/DUNet/accuracy .1%',
+    'AccuracyDUNet': 'networks/DUNet/accuracy .1%', 'GainOfSkipsInChroma': 'shares/chroma .1%',
     'AccuracyTable': 'networks/table of grey levels/accuracy .1%', 'SeenLow': 'distances/low .0f',
     'SeenHigh': 'distances/high .0f', 'OutsideGamut': 'distances/outside .0%',
     'LossOfEither': 'distances/error of either .3f', 'LossOfMean': 'distances/error of the mean .3f',
@@ -160,20 +160,18 @@ NUMBERS = {  # by macro: where it stands in the results, and its format
     'GainWider': 'runs/CNN, 37 filters/val_accuracy - runs/CNN/val_accuracy .1f',
     'GainOfSkips': 'runs/UNet/val_accuracy - runs/UNet without all/val_accuracy .1f',
     'GainOfSkipsWithPrior': 'prior cuts/nothing/val_accuracy - prior cuts/none of the three/val_accuracy .2f',
-    'GainOfSkipsInChroma': 'shares/chroma .1%',
     'TrainedCutUpTwo': 'runs/UNet without upconv2/val_accuracy - runs/UNet/val_accuracy +.1f',
     'TrainedPixels': 'runs/UNet, pixels for upconv2/val_accuracy - runs/UNet/val_accuracy +.1f',
     'ShareOfPlaces': 'shares/places .0%', 'ChromaWhole': 'runs/UNet/val_error_back .6f',
     'ChromaPixels': 'runs/UNet, pixels for upconv2/val_error_back .6f',
     'ChromaCutUpTwo': 'runs/UNet without upconv2/val_error_back .6f',
-    'MiddleActive': 'runs/UNet/middle_active .0f',
+    'MiddleActive': 'runs/UNet/middle_active .0f', 'MiddleLikeGrey': 'runs/UNet/middle_like_grey .2f',
     'MiddleActiveWithout': 'runs/UNet without all/middle_active .0f',
-    'MiddleLikeGrey': 'runs/UNet/middle_like_grey .2f',
     'MiddleLikeGreyWithout': 'runs/UNet without all/middle_like_grey .2f',
     'DilatedAccuracy': 'dilation/the whole UNet/val_accuracy +.2f',
     'DilatedWithoutWay': 'dilation/without the way around the middle/val_accuracy +.2f',
     'DilatedWithoutSkips': 'dilation/without any skip connection/val_accuracy +.2f',
-    'GainOfMoves': 'long/(b), (c) and (d)/gain +.1f', 'ChanceMovesGrow': 'growth/(b), (c) and (d) .1g',
+    'GainOfMoves': 'long/(b), (c) and (d)/gain .1f', 'ChanceMovesGrow': 'growth/(b), (c) and (d) .1g',
     'ChanceClassesShrink': 'growth/(e) classes .1g', 'TrainLossPlain': 'long/none/train_loss .3f',
     'ValidLossPlain': 'long/none/val_loss .3f', 'AccuracyOfNone': 'short/none/val_accuracy .1f',
     'AccuracyOfClasses': 'short/(e) classes/val_accuracy .1f', 'AccuracyOfOnce': 'once/none/val_accuracy .1f',
@@ -181,13 +179,15 @@ NUMBERS = {  # by macro: where it stands in the results, and its format
     'GainOfPeak': 'tuning/peak of 0.001/gain +.1f', 'GainOfBatches': 'tuning/batches of 100/gain +.1f',
     'LossOfBatchesSteps': 'tuning/batches of 100, as many steps/val_loss .3f',
     'TrainLossOfBatchesSteps': 'tuning/batches of 100, as many steps/train_loss .3f',
-    'GainOfEpochs': 'tuning/22 epochs/gain +.1f', 'GainOfFilters': 'tuning/64 filters/gain +.1f',
+    'GainOfEpochs': 'tuning/22 epochs/gain .1f', 'GainOfFilters': 'tuning/64 filters/gain .1f',
     'GainPrior': 'prior/766 entries/gain +.1f', 'ErrorBestShare': 'shares/best .0%',
     'ByAll': 'beyond/ways/UNet, likeliest colours/error - best/error .5f',
     'ByPrior': 'beyond/ways/UNet, mean, grey put back/error - best/error .5f',
-    'FieldUNet': 'fields/UNet/theory ',
-    'MiddleLikeGreyPriorWithout': 'runs/UNet with prior without all/middle_like_grey .2f', 'Seeds': 'seeds d',
-    'DilatedChroma': 'dilation/the whole UNet/val_error_back +.6f',
+    'FieldUNet': 'fields/UNet/theory ', 'DilatedChroma': 'dilation/the whole UNet/val_error_back +.6f',
+    'MiddleActivePrior': 'runs/UNet with prior/middle_active .0f', 'Seeds': 'seeds d',
+    'MiddleActivePriorWithout': 'runs/UNet with prior without all/middle_active .0f',
+    'MiddleLikeGreyPrior': 'runs/UNet with prior/middle_like_grey .2f',
+    'MiddleLikeGreyPriorWithout': 'runs/UNet with prior without all/middle_like_grey .2f',
 }
 
 
@@ -287,7 +287,7 @@ def main():
     if args.data == 'sample':
         raise InputError('--data sample will not do: name a folder with the horses of CIFAR-10')
     if not (args.no_pdf or shutil.which('pdflatex')):
-        raise InputError('pdflatex is missing: install it (see the README), or give --no-pdf')
+        raise InputError('pdflatex is missing: install TeX Live with lmodern and pictures, or give --no-pdf')
     if args.only is None:
         measuring.train_missing(args.data)
         drawing.draw_missing(measuring.measure(args.data), args.data)
