@@ -162,8 +162,8 @@ def table(block, forms):
     for measure, form in forms.items():
         chances = [1] * len(rows)
         if measure in TESTED:
-            of = TESTED[measure]
-            chances[1:] = dunnett(*(row[of] for row in others), control=first[of]).pvalue
+            of = TESTED[measure]  # the test draws random numbers: with a seed, the same ones
+            chances[1:] = dunnett(*(row[of] for row in others), control=first[of], random_state=0).pvalue
         for row, values, chance in zip(rows, block.values(), chances):
             text = spread(values[measure], form) + (' *' if chance < 0.05 else '')
             row.append('' if measure == 'gain' and values is first else text)
