@@ -304,7 +304,7 @@ class UNet(nn.Module):
         up2 = self.upconv2(torch.cat([up1, down1], dim=1))
         if takes_channels_last(x.device):  # like up2
             x = x.to(up2.dtype, memory_format=torch.channels_last)
-        return self.finalconv(torch.cat([up2, x.to(up2.dtype)], dim=1))
+        return self.finalconv(torch.cat([up2, x], dim=1))
 
 
 class DilatedUNet(UNet):
@@ -402,7 +402,6 @@ class AverageOfWeights:
         self.current = [tensor for tensor in learner.state_dict().values() if tensor.is_floating_point()]
         self.step = step  # how many went before
 
-    @torch.no_grad()
     def update(self):
         self.step += 1
         torch._foreach_lerp_(self.means, self.current, (ETA + 1) / (self.step + ETA))
@@ -983,7 +982,7 @@ def colour_files(model, colours, args):
         result = args.outdir / f'{name}_colour.png'
         try:
             picture = read_picture(path)
-            if result.exists() and any(map(result.samefile, filter(Path.exists, paths))):
+            if result.exists() and any(map(result.samefile, filter(os.path.exists, paths))):
                 raise InputError(f'{result} is itself a picture to colour: choose another --outdir')
             pixels = np.empty((*picture.grey.shape, 3), np.uint8)
             for rows, band in colour_bands(picture.grey, model, colours, args.temperature,

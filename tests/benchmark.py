@@ -21,7 +21,6 @@ import sys
 import tarfile
 import tempfile
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
@@ -42,7 +41,6 @@ from colourization import (AverageOfWeights, DilatedUNet, MyConv2d, MyDilatedCon
 from load_data import ARCHIVE, batches, load_colours
 
 COLOURS = load_colours(ROOT / 'colour/colour_kmeans24_cat7.npy')
-FLOP = 112e6  # of a training step of the UNet, a picture
 # Run a command, print its last line and its peak memory in kB: a process starts with that of the one that
 # starts it, which therefore has to be a small one.
 MEASURE = '''import resource, subprocess, sys
@@ -55,9 +53,7 @@ SHORT = ['--schedule onecycle -l 0.06 -b 8 -e 1',  # to the accuracy of the scri
          '--schedule onecycle -l 0.06 -b 24 -e 2']  # and beyond that of the course's weights
 
 
-# ---------------------------------------------------------------------------
-# What one would write otherwise
-# ---------------------------------------------------------------------------
+# ---- What one would write otherwise ----
 
 
 def reference_network(make):
@@ -131,9 +127,7 @@ def reference_script(data, batch_size, epochs):
     plt.imsave('reference.png', np.vstack([np.hstack(list(row)) for row in rows]))
 
 
-# ---------------------------------------------------------------------------
-# Measuring
-# ---------------------------------------------------------------------------
+# ---- Measuring ----
 
 
 def seconds(work, device=None):
@@ -145,31 +139,15 @@ def seconds(work, device=None):
 
 
 def compare(name, reference, ours, rounds, device=None):
-    """Time two pieces of work in turns, print how many times as fast ours is; returns its seconds."""
+    """Time two pieces of work in turns, and print how many times as fast ours is."""
     pairs = [(seconds(reference, device), seconds(ours, device)) for _ in range(rounds + 1)][1:]  # warm
     theirs, mine = map(statistics.median, zip(*pairs))
     print_ratio(name, [a / b for a, b in pairs], theirs, mine)
-    return mine
 
 
 def print_ratio(name, ratios, theirs, mine):
     print(f'{name:60} {statistics.median(ratios):6.2f}x  ({min(ratios):.2f} to {max(ratios):.2f})'
           f'  {1000 * theirs:10.2f} ms  {1000 * mine:10.2f} ms', flush=True)
-
-
-def matrix_rate(dtype, device):
-    """FLOP a second of a product of large matrices."""
-    a = torch.randn(2048, 2048, device=device).to(dtype)
-    return 2 * 2048**3 / min(seconds(lambda: a @ a, device) for _ in range(10))
-
-
-def machine(device):
-    """The limits: products of matrices, and copies of memory, read and written."""
-    for dtype in (torch.float32, torch.bfloat16):
-        print(f'matrix product, {dtype}: {matrix_rate(dtype, device) / 1e9:.0f} GFLOP/s')
-    a, b = torch.empty(2, 2**26, device=device)
-    rate = 2 * a.nbytes / min(seconds(lambda: b.copy_(a), device) for _ in range(10))
-    print(f'memory copy, read and written: {rate / 1e9:.0f} GB/s')
 
 
 def random_pictures(pictures):
@@ -250,12 +228,8 @@ def steps(args, device):
             with in_its_own_process(reference_training, *about) as reference, \
                     in_its_own_process(expert_training, *about) as expert, \
                     in_its_own_process(our_training, *about) as ours:
-                time_taken = compare(name, reference, ours, args.rounds)
+                compare(name, reference, ours, args.rounds)
                 compare(f"{name}, against an expert's", expert, ours, args.rounds)
-            if make is UNet:
-                print(f'    {pictures * FLOP / time_taken / 1e9:.0f} GFLOP/s, '
-                      f'{pictures * FLOP / time_taken / matrix_rate(torch.float32, device):.0%} of a float32 '
-                      'matrix product')
 
 
 def dilation(args, device):
@@ -310,24 +284,6 @@ def command(args):
               + ' (the script, then as above)')
 
 
-def pairs(args):
-    """Two trainings at once, started up to five seconds after each other, and one alone."""
-    words = [sys.executable, ROOT / 'colourization.py', *'-m UNet --data sample -b 10 -e 1'.split()]
-
-    def run(wait=None):
-        with tempfile.TemporaryDirectory() as first, tempfile.TemporaryDirectory() as second:
-            def timed(folder, wait):
-                time.sleep(wait)
-                return seconds(lambda: subprocess.run(words, cwd=folder, check=True, capture_output=True))
-            with ThreadPoolExecutor() as pool:
-                return [*pool.map(timed, [first, second], [0, wait])] if wait is not None else timed(first, 0)
-
-    alone = statistics.median(run() for _ in range(3))
-    worst = [max(run(wait)) / alone for wait in (0, 0, 1, 1, 2, 2, 3, 3, 4, 5)]
-    print(f'two trainings at once take {statistics.median(worst):.2f} times as long as one alone '
-          f'({min(worst):.2f} to {max(worst):.2f}), which takes {alone:.1f} s')
-
-
 def gpu_loop(device):
     """25 epochs of 5,000 pictures in batches of 100, and how much of that time the GPU works."""
     epoch = our_training(UNet, 100, 5000, device)
@@ -345,8 +301,8 @@ def main():
     parser.add_argument('--data', default='data',
                         help='where CIFAR-10 is, for the whole command (default: data)')
     parser.add_argument('--only', metavar='PART',
-                        choices=['machine', 'step', 'dilation', 'colours', 'command', 'pairs', 'loop'],
-                        help='one of %(choices)s; colours, command and pairs are of the CPU, loop of the GPU')
+                        choices=['step', 'dilation', 'colours', 'command', 'loop'],
+                        help='one of %(choices)s; colours and command are of the CPU, loop of the GPU')
     parser.add_argument('--rounds', type=int, default=7, help='of each comparison (default: %(default)s)')
     parser.add_argument('--command_rounds', type=int, default=3,
                         help='of the whole command (default: %(default)s)')
@@ -363,12 +319,9 @@ def main():
         return reference_script(args.reference, args.b, args.e)
 
     device = choose_device(args.gpu)
-    parts = {'machine': lambda: machine(device),
-             'step': lambda: steps(args, device),
-             'dilation': lambda: dilation(args, device)}
+    parts = {'step': lambda: steps(args, device), 'dilation': lambda: dilation(args, device)}
     if device.type == 'cpu':
-        parts |= {'colours': lambda: colours(args), 'command': lambda: command(args),
-                  'pairs': lambda: pairs(args)}
+        parts |= {'colours': lambda: colours(args), 'command': lambda: command(args)}
     else:
         parts['loop'] = lambda: gpu_loop(device)
     chosen = [args.only] if args.only else list(parts)

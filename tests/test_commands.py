@@ -64,7 +64,8 @@ def test_training_prints_the_lines_of_the_course_and_its_files_say_the_same(run_
 
 
 @pytest.mark.parametrize('command, total', [
-    ('colour_regression.py', 75156), ('colourization.py -m CNN -f 16', 27336),
+    ('colour_regression.py', 75156), ('colour_regression.py -f 16', 19188),
+    ('colourization.py -m CNN -f 16', 27336),
     ('colour_regression.py --checkpoint weights/regression_cnn_k3_f16.pkl', 19188),
     ('colourization.py -m CNN -f 16 --prior 100', 27336 + 2400),
     ('colourization.py -m DUNet --checkpoint weights/dunet_k3_f32.pkl', 111888)])
@@ -224,11 +225,18 @@ def test_numbers_up_to_their_limits_are_taken_and_others_are_not(flag, capsys):
             parse_args([*words, f'{flag}={value}' if flag[1] == '-' else f'{flag}{value}'])
         line, = capsys.readouterr().err.splitlines()
         assert end.value.code == 2 and line.startswith('error: argument ') and flag in line
+        assert value == '' or f'number from {low} to {high} '.replace('.0', '') in line
+
+
+def test_last_category_and_widest_filter_are_taken():
+    args = parse_args('-m CNN --category 9 -k 31'.split())
+    assert (args.category, args.kernel) == (9, 31)
 
 
 CNN_WEIGHTS = '--checkpoint weights/cnn_k3_f32.pkl'
 USAGE = {  # wrong flags of colourization.py, or of another script, and what the line says
     '': '--model', '-m cnn': 'DUNet', '-m CNN --nonsense': '--nonsense', '-m CNN --valid': '--checkpoint',
+    "-m CNN 'two\nlines'": 'two lines',
     '-m CNN -k 4': 'choose from 1, 3, 5,', '-m CNN -k 33': '31', '-m CNN --augment flip_lr flip': 'flip_ud',
     '-m CNN --schedule cosine': 'onecycle', '-m CNN --category -1': '--category', '--image': '--image',
     '-m CNN --category 10': 'all', '--kmeans 3 -m UNet': '--model', '--kmeans 3 -c c.npy': '--colours',
@@ -305,9 +313,12 @@ MEMORY = 'error: there is not enough memory: close .*, or try a smaller .*--batc
 @pytest.mark.parametrize('main, line', [
     (lambda: torch.empty(10**15), MEMORY), (lambda: np.empty(10**15), MEMORY),
     (lambda: bytearray(10**15), MEMORY), (raising(RuntimeError('MPS backend out of memory')), MEMORY),
+    (raising(RuntimeError('DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes')), MEMORY),
     (raising(torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 20 GiB')), MEMORY),
     (raising(OSError(errno.EINVAL, 'Invalid argument', 'a.png')), 'error: a.png: Invalid argument'),
-    (raising(OSError(errno.ENOSPC, 'No space left')), 'error: .* No space left')])
+    (raising(OSError(errno.ENOSPC, 'No space left')), r'error: \[Errno 28\] No space left'),
+    (raising(OSError()), 'error: OSError'),
+    (raising(ImportError('DLL load failed')), 'error: DLL load failed: pip install .*')])
 def test_what_a_user_can_put_right_ends_in_a_line(main, line):
     with pytest.raises(SystemExit, match=f'^{line}$'):
         run(main)

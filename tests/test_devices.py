@@ -5,6 +5,7 @@ results are the CPU's, no devices are mixed, and nothing waits.
 import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -48,6 +49,8 @@ def test_busy_seconds_are_those_of_our_cores_without_our_own(cores, ticks, tmp_p
     monkeypatch.setattr(colourization, 'CORES', cores)
     monkeypatch.setattr(os, 'times', lambda: (0.25, 0.5, 0.75, 1.0, 99.0))
     assert busy_seconds() == pytest.approx(ticks / os.sysconf('SC_CLK_TCK') - 2.5)
+    monkeypatch.setattr(colourization, 'STAT', tmp_path / 'none')
+    assert busy_seconds() is None
 
 
 @pytest.fixture
@@ -80,9 +83,9 @@ MACHINES = [
                                     (8, 3, 5), (64, 0.2, 64)]),
     *(({'quota': quota}, expected) for quota, expected in [  # of a container
         ('150000 100000\n', 2), ('100000 100000', 1), ('50000 100000', 1), ('6400000 100000', 8)]),
-    *(({'quota': quota, 'busy': 3}, 5) for quota in [  # which cannot be understood
-        '', 'max', 'max 100000', '100000 100000 1', '100000 0', '-1 100000', '100000 -1', 'nan 1', '\xff\xfe',
-        None]),
+    *(({'quota': quota, 'busy': 3}, 5) for quota in [  # more than is free, or which cannot be understood
+        '700000 100000', '', 'max', 'max 100000', '100000 100000 1', '100000 0', '-1 100000', '100000 -1',
+        'nan 1', '\xff\xfe', None]),
     *(({'omp': value, 'busy': 3}, expected) for value, expected in [
         ('', 5), ('abc', 5), ('0', 5), ('-2', 5), ('1.5', 5), (' 8 ', 8), ('8', 8)]),
     ({'threads': 4}, 4), ({'threads': 16}, 8)]  # torch itself has fewer than there are cores, or more
@@ -97,6 +100,18 @@ def test_threads_are_as_many_as_the_free_cores_unless_somebody_says_otherwise(se
     assert chosen[-1] == expected
     note = capsys.readouterr().err
     assert note == '' if expected == first else f'{expected} of {first} threads' in note
+
+
+def test_cores_are_those_that_the_system_leaves_us(monkeypatch):
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: {3}, raising=False)
+    assert runpy.run_path(str(ROOT / 'colourization.py'), run_name='other')['CORES'] == {3}
+
+
+def test_cores_that_are_not_ours_are_not_free(machine, monkeypatch):
+    chosen = machine(by_stat=True)
+    monkeypatch.setattr(colourization, 'CORES', {3, 5})
+    choose_threads()
+    assert chosen[-1] == 2
 
 
 def test_cores_are_counted_before_torch_binds_us_to_one(monkeypatch):
@@ -115,11 +130,9 @@ def test_cores_are_counted_before_torch_binds_us_to_one(monkeypatch):
 
 @pytest.mark.parametrize('before, omp, expected', [(1, None, 1), (64, None, 3), (1, '3', 3)])
 def test_resumed_run_has_as_many_threads_as_before_if_there_are_so_many(before, omp, expected, machine,
-                                                                       tmp_path):
+                                                                       tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: before)
     training(tmp_path, stop_after=4)
-    state = torch.load(tmp_path / 'w.pkl.resume', weights_only=True)
-    assert state['threads'] == torch.get_num_threads()
-    torch.save(state | {'threads': before}, tmp_path / 'w.pkl.resume')
     chosen = machine(cores=3, omp=omp)
     training(tmp_path, resume=True)
     assert chosen[-1] == expected

@@ -1,5 +1,6 @@
 """Files are written whole or not at all, and what cannot be is told in a line."""
 
+import errno
 import os
 import platform
 import shutil
@@ -71,6 +72,23 @@ def test_file_is_written_wherever_it_lies(mount, code, tmp_path):
     code += 'import load_data\nwith load_data.whole_file("w.pkl") as file: file.write(b"new")'
     assert in_namespace(mount, code, tmp_path).stderr == ''
     assert (tmp_path / 'w.pkl').read_bytes() == b'new' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_content_that_a_disk_loses_is_no_file(tmp_path, monkeypatch):
+    def fsync(file):
+        raise OSError(errno.EIO, 'Input/output error')
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with pytest.raises(InputError, match='Input/output error'):
+        write(tmp_path / 'a')
+    assert contents(tmp_path) == {}
+
+
+def test_file_that_is_not_ours_to_write_is_refused(tmp_path, monkeypatch):
+    (tmp_path / 'a').write_bytes(b'old')
+    monkeypatch.setattr(os, 'access', lambda path, mode: False)
+    with pytest.raises(InputError, match='read-only'):
+        write(tmp_path / 'a')
+    assert contents(tmp_path) == {'a': b'old'}
 
 
 @unix_only

@@ -466,3 +466,5 @@ def test_picture_whose_result_would_have_too_long_a_name_does_not_stop_the_other
         Image.new('L', (8, 8), 99).save(tmp_path / name)
     done = run_script('colourization.py', '--image', long, 'a.png')
     assert done.output == 'Wrote outputs/a_colour.png\n' and fails(done, 1, 'too long')
+    done = run_script('colourization.py', '--image', 'n' * 300, 'a.png')  # and none is there
+    assert done.output == 'Wrote outputs/a_colour.png\n' and fails(done, 1, 'too long')

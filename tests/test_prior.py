@@ -11,7 +11,7 @@ from conftest import fails
 @pytest.mark.parametrize('make', MODELS.values())
 @pytest.mark.parametrize('entries', [766, 10])
 def test_prior_adds_the_entry_of_the_grey_level_to_the_scores(make, entries, tmp_path):
-    model, grey = make(3, 4, 5).eval(), torch.rand(2, 1, 8, 8)
+    model, grey = make(3, 4, 5).eval(), torch.randint(766, (2, 1, 8, 8)) / 768
     table = torch.randn(entries, 5)
     plain = model(grey).detach()
     add_prior(model, table)

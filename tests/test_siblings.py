@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from activations import record_activations, tile_maps
 from colourization import CNN, UNet
-from conftest import is_picture, near, panels
+from conftest import fails, is_picture, near, panels
 
 
 # ---- colour_regression.py ----
@@ -49,7 +50,7 @@ LABELS = {  # by the name of the file, in the order in which they are drawn; for
 def test_activations_are_drawn(model, run_script, tmp_path):
     done = run_script('activations.py', 5, '–model', model, '–checkpoint',
                       f'weights/{model.lower()}_k3_f32.pkl', '--data', 'sample', draw=True)
-    assert (done.status, done.errors) == (0, '')
+    assert done[:3] == (0, f'Wrote outputs/act_{model}_5 (sample)\n', '')
     files = [*(f'filter_{name}_5.png' for name in LABELS), 'overview_5.png']
     folder = tmp_path / f'outputs/act_{model}_5'
     assert sorted(p.name for p in folder.iterdir()) == sorted(files)
@@ -114,3 +115,8 @@ def test_every_map_is_drawn_whole_with_its_own_maximum_in_white(count):
         drawn = picture[top:top + 8, left:left + 8, 0]
         expected = maps[i] / maps[i].max() if i else maps[i]
         assert near(drawn, expected.numpy(), 1e-6)
+
+
+def test_colours_of_activations_may_be_in_the_folder_of_the_user(run_script):
+    done = run_script('activations.py', '--checkpoint', 'weights/cnn_k3_f16.pkl', '-c~/none.npy')
+    assert fails(done, 1, f'{Path.home() / "none.npy"}: no file of colours')

@@ -186,6 +186,13 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_last_good_weights(call, tmp
     assert len(history_of(tmp_path)) == 1 and not (tmp_path / 'w.pkl.resume').exists()
 
 
+def test_loss_that_is_not_finite_from_the_first_epoch_on_saves_nothing(tmp_path, monkeypatch):
+    break_loss(monkeypatch, 1, np.inf)
+    with pytest.raises(InputError, match='not finite in epoch 1'):
+        training(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_are_not_finite_are_not_saved_when_they_are_interrupted(tmp_path, monkeypatch, capsys):
     break_loss(monkeypatch, STEPS + 2, np.nan)
     saved = training(tmp_path, stop_after=STEPS + 1)
@@ -456,10 +463,14 @@ def test_colour_numbers_may_be_bytes():
     assert classification(scores, numbers.byte()) == classification(scores, numbers)
 
 
-def test_training_pictures_are_let_go_before_the_evaluation(run_script, monkeypatch):
+def test_network_is_channels_last_and_what_it_was_trained_on_let_go_afterwards(run_script, monkeypatch):
     kept, real = [], colourization.evaluate
-    monkeypatch.setattr(colourization, 'train', lambda model, objective, train_set, *_, **__: (
-        kept.append(weakref.ref(train_set[0]))))
+
+    def train(model, objective, train_set, *_, **__):
+        assert model.upconv1[0].weight.is_contiguous(memory_format=torch.channels_last)
+        kept.append(weakref.ref(train_set[0]))
+
+    monkeypatch.setattr(colourization, 'train', train)
     monkeypatch.setattr(colourization, 'evaluate', lambda *given: kept.append(kept[0]()) or real(*given))
     assert run_script('colourization.py', '-m', 'CNN', '-f', 2, '--data', 'sample').status == 0
     assert kept[1] is None
