@@ -567,10 +567,10 @@ def test_torch_that_is_there_is_kept(torch_version, tmp_path):
     packages = next((tmp_path / 'venv').rglob('site-packages'))
     lines = (ROOT / 'requirements.txt').read_text('utf-8').splitlines()
     for name in [Requirement(line.partition('#')[0]).name for line in lines]:
-        told = f'Name: {name}\nVersion: {torch_version if name == "torch" else version(name)}\n'
-        folder = packages / f'{name.replace("-", "_")}-0.dist-info'
+        number = torch_version if name == 'torch' else version(name)
+        folder = packages / f'{name.replace("-", "_")}-{number}.dist-info'
         folder.mkdir()
-        (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\n{told}')
+        (folder / 'METADATA').write_text(f'Metadata-Version: 2.1\nName: {name}\nVersion: {number}\n')
     pip = [sys.executable, '-m', 'pip', '--isolated', '--python', tmp_path / 'venv']
     done = subprocess.run([*pip, 'install', '--dry-run', '--no-index', '-r', ROOT / 'requirements.txt'],
                           env=os.environ | {'PIP_CONFIG_FILE': os.devnull}, capture_output=True, text=True)
