@@ -1,5 +1,6 @@
 """What several tests share: the scripts as a user runs them, and the real data where it is."""
 
+import errno
 import functools
 import importlib
 import io
@@ -230,6 +231,23 @@ def in_namespace(mount, code, folder, **environment):
     return subprocess.run([*namespace, 'sh', '-e', '-c', f'{mount}\nexec "$0" -c "$1"', sys.executable, code],
                           cwd=folder, env=os.environ | {'PYTHONPATH': str(ROOT)} | environment,
                           capture_output=True, text=True)
+
+
+def raising(error):
+    def main(*_):
+        raise error
+    return main
+
+
+def refusing(number):
+    """A stream that cannot be written: a full disk, or a pipe that nobody reads (EINVAL is Windows' word)."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    file = io.FileIO('/dev/full' if number == errno.ENOSPC else writer, 'w')
+    stream = io.TextIOWrapper(file, write_through=True)
+    if number == errno.EINVAL:
+        stream.write = raising(OSError(number, 'Invalid argument'))
+    return stream
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 import copy
 import errno
-import io
 import json
 import math
 import os
@@ -27,7 +26,7 @@ import activations
 import colour_regression
 import colourization
 from colourization import CNN, Settings, colour_counts, log_frequencies, parse_args, report, run
-from conftest import ROOT, is_picture, part_of_sample, peak_memory, read_once, unix_only
+from conftest import ROOT, is_picture, part_of_sample, peak_memory, raising, read_once, refusing, unix_only
 from files import image, npy, saved
 from load_data import InputError
 
@@ -293,12 +292,6 @@ def test_wrong_use_is_told_in_a_line_before_any_work(command, status, word, run_
     assert contents() == before
 
 
-def raising(error):
-    def main(*_):
-        raise error
-    return main
-
-
 @pytest.mark.parametrize('words', [
     'shapes do not match', 'CUDA error: an illegal memory access was encountered',
     'memory format option is only supported by strided tensors'])
@@ -325,17 +318,6 @@ def test_what_a_user_can_put_right_ends_in_a_line(main, line):
 
 
 # ---- Streams ----
-
-
-def refusing(number):
-    """A stream that cannot be written: a full disk, or a pipe that nobody reads (EINVAL is Windows' word)."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    file = io.FileIO('/dev/full' if number == errno.ENOSPC else writer, 'w')
-    stream = io.TextIOWrapper(file, write_through=True)
-    if number == errno.EINVAL:
-        stream.write = raising(OSError(number, 'Invalid argument'))
-    return stream
 
 
 class Text:

@@ -1,8 +1,8 @@
 """Training: its steps by hand, what it prints and leaves, and how an interrupted one goes on."""
 
 import csv
+import errno
 import gc
-import io
 import itertools
 import math
 import re
@@ -23,7 +23,7 @@ import colourization
 import load_data
 from colourization import (CNN, DUNet, Settings, UNet, AverageOfWeights, classification, load_model,
                            run_validation_step, train_epoch)
-from conftest import ROOT, fails, run_in, training, unix_only
+from conftest import ROOT, fails, refusing, run_in, training, unix_only
 from load_data import MOVES, InputError, batches
 
 STEPS = 3  # an epoch: of `training`, ten pictures in batches of four; and of the part of the sample
@@ -244,7 +244,7 @@ def test_weights_and_state_are_saved_before_tables_and_lines(later, tmp_path, mo
     if later == 'tables':
         monkeypatch.setattr(colourization, 'save_history', lambda *_: sys.exit())
     else:
-        monkeypatch.setattr(sys, 'stdout', io.TextIOWrapper(io.FileIO('/dev/full', 'w'), write_through=True))
+        monkeypatch.setattr(sys, 'stdout', refusing(errno.ENOSPC))
     with pytest.raises((SystemExit, InputError)):
         training(tmp_path)
     state = torch.load(tmp_path / 'w.pkl.resume', weights_only=True)
